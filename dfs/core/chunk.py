@@ -1,0 +1,90 @@
+"""Chunk, fragment and disk-location records: where a chunk's bytes are."""
+
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from dfs.core.ids import ChunkId, DiskId, PolicyId, ServerId, SessionId
+
+CHUNK_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Raw bytes a chunk holds at most."""
+
+BLOCK_MAX_BYTES: Final = 1024 * 1024
+"""Raw bytes of one block at most, by format; writers cut far smaller blocks."""
+
+
+class ChunkState(IntEnum):
+    """Life of a chunk. OPEN -> SEALED -> DOOMED -> gone; an OPEN chunk may become DOOMED at once."""
+
+    OPEN = 1
+    """Owned by one session, which appends to it."""
+    SEALED = 2
+    """Immutable."""
+    DOOMED = 3
+    """Holds no live byte; its fragments are being deleted."""
+
+
+class FragmentState(IntEnum):
+    GOOD = 1
+    LOST = 2
+    """Its disk failed, or it was reported corrupt or missing; waits for repair."""
+
+
+class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Fragment `index` of a chunk lives on `disk`."""
+
+    index: int
+    disk: DiskId
+    state: FragmentState = FragmentState.GOOD
+
+
+class Chunk(msgspec.Struct, array_like=True, frozen=True):
+    """One chunk. `fragments` holds at most one GOOD fragment for an index and for a disk."""
+
+    chunk: ChunkId
+    state: ChunkState
+    k: int
+    m: int
+    policy: PolicyId
+    owner: SessionId
+    """The session that appends to it; 0 once sealed."""
+    length: int
+    """Raw bytes: final once sealed; while open, the end of the last committed extent."""
+    live: int
+    """Raw bytes that extents refer to; a byte shared by two files (clone) counts twice."""
+    fragments: tuple[Fragment, ...]
+
+
+class DiskState(IntEnum):
+    """What a reader or writer may expect of a disk right now."""
+
+    UP = 1
+    SUSPECT = 2
+    """Its server missed heartbeats: read elsewhere first, place nothing."""
+    DOWN = 3
+    FAILED = 4
+    """The disk itself answers with errors."""
+    DRAINING = 5
+    """Serves reads; takes no new data."""
+    FULL = 6
+    """Serves reads and deletes; takes no new data."""
+
+
+class DiskLocation(msgspec.Struct, array_like=True, frozen=True):
+    """How to reach a disk, and how near it is."""
+
+    disk: DiskId
+    server: ServerId
+    address: str
+    """`host:port` of the chunk server."""
+    rack: str
+    zone: str
+    state: DiskState
+
+
+class Layout(msgspec.Struct, array_like=True, frozen=True):
+    """Chunks and the disks that they lie on, each disk named once."""
+
+    chunks: tuple[Chunk, ...] = ()
+    disks: tuple[DiskLocation, ...] = ()

@@ -1,0 +1,16 @@
+"""Where blocking calls (disk, compression) run: behind one interface, so that a simulation can run them inline."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Workers(Protocol):
+    """Runs blocking functions off the event loop.
+
+    `run` is cancellable only before the function starts: a started one always finishes, and
+    its result is delivered, so callers may hand it locks and buffers.
+    """
+
+    async def run(self, function: Callable[..., T], *args: object) -> T: ...

@@ -1,0 +1,809 @@
+"""Every request and reply of dfs, and the numbered method table on one screen (`METHODS`).
+
+Bodies are msgpack arrays: append fields with defaults, never reorder or reuse. Numbers of
+methods and operations are never reused. Names and symlink targets are bytes, as POSIX has
+them; they contain neither b"/" nor b"\\0".
+"""
+
+from enum import IntEnum, IntFlag
+from typing import Final, TypeAlias
+
+import msgspec
+
+from dfs.core.chunk import Chunk, Layout
+from dfs.core.errors import WireError
+from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, ServerId, SessionId
+from dfs.core.inode import Extent, Inode
+from dfs.core.policy import Policy
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Base of all requests and replies."""
+
+
+class Empty(Message):
+    """A reply that says only: done."""
+
+
+class Cred(msgspec.Struct, array_like=True, frozen=True):
+    """Who asks. uid 0 passes every permission check but the structural ones."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+# ------------------------------------------------------------------ operations (in Apply)
+
+
+class Op(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="op"):
+    """Base of the namespace changes. The tag is the operation's number."""
+
+
+class Create(Op, tag=1):
+    """Make a regular file, or with `exclusive` False return the one that is there.
+
+    An existing directory is EISDIR, an existing file needs no permission here (Open checks).
+    Sticky, set-id bits, the group of a setgid parent: as POSIX and Linux have them.
+    """
+
+    parent: InodeId
+    name: bytes
+    mode: int
+    exclusive: bool = True
+    open: bool = False
+    """Also Open it for this session, in the same transaction."""
+
+
+class Mkdir(Op, tag=2):
+    parent: InodeId
+    name: bytes
+    mode: int
+
+
+class Mknod(Op, tag=3):
+    """FIFO, socket or device (S_IFREG too). Devices need uid 0 (EPERM)."""
+
+    parent: InodeId
+    name: bytes
+    mode: int
+    rdev: int = 0
+
+
+class Symlink(Op, tag=4):
+    parent: InodeId
+    name: bytes
+    target: bytes
+
+
+class Link(Op, tag=5):
+    """Another name for `ino` (never a directory: EPERM). Gives an Unnamed inode its first name."""
+
+    ino: InodeId
+    parent: InodeId
+    name: bytes
+    replace: bool = False
+    """Take the place of an existing non-directory of that name, atomically."""
+
+
+class Unlink(Op, tag=6):
+    parent: InodeId
+    name: bytes
+
+
+class Rmdir(Op, tag=7):
+    parent: InodeId
+    name: bytes
+
+
+class RenameFlag(IntFlag):
+    """Values of renameat2(2)."""
+
+    NOREPLACE = 1
+    EXCHANGE = 2
+
+
+class Rename(Op, tag=8):
+    parent: InodeId
+    name: bytes
+    new_parent: InodeId
+    new_name: bytes
+    flags: int = 0
+
+
+class SetAttr(Op, tag=9):
+    """chmod, chown, utimens and truncate in one; None leaves a field as it is.
+
+    Clears set-id bits as Linux does. `now` names the times to set to the master's clock.
+    """
+
+    ino: InodeId
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    atime_now: bool = False
+    mtime_now: bool = False
+
+
+class XattrMode(IntEnum):
+    ANY = 0
+    CREATE = 1
+    REPLACE = 2
+
+
+class SetXattr(Op, tag=10):
+    ino: InodeId
+    name: bytes
+    value: bytes
+    mode: int = XattrMode.ANY
+
+
+class RemoveXattr(Op, tag=11):
+    ino: InodeId
+    name: bytes
+
+
+class Access(IntFlag):
+    """Values of access(2)."""
+
+    EXECUTE = 1
+    WRITE = 2
+    READ = 4
+
+
+class Open(Op, tag=12):
+    """Keep the inode's data while this session has it open, also when unlinked.
+
+    Idempotent: a session has an inode open or not; the client counts its own handles.
+    """
+
+    ino: InodeId
+    access: int = Access.READ
+
+
+class Release(Op, tag=13):
+    """The session no longer has the inode open; an unlinked one is purged after its last."""
+
+    ino: InodeId
+
+
+class Unnamed(Op, tag=14):
+    """Make a regular file without a name (O_TMPFILE), opened by this session.
+
+    Owner, group and policy as if it were created in `parent`. Gone with the session unless
+    Link names it. `upload` writes big files this way, so that none is seen half written.
+    """
+
+    parent: InodeId
+    mode: int
+
+
+class Commit(Op, tag=15):
+    """Publish written bytes: atomically replace what the extents cover, by them.
+
+    `size`: the file is at least that long after (None: as the extents' ends say). With
+    `append` the extents' offsets are relative to the end of the file at commit. The session
+    must own the open chunks named, or they must be sealed. Sets mtime and ctime to now, or
+    mtime to `mtime_ns`; clears set-id bits unless uid 0.
+    """
+
+    ino: InodeId
+    extents: tuple[Extent, ...]
+    size: int | None = None
+    mtime_ns: int | None = None
+    append: bool = False
+
+
+class PunchHole(Op, tag=16):
+    ino: InodeId
+    offset: int
+    length: int
+
+
+class CloneRange(Op, tag=17):
+    """Share `length` bytes (0: to the end) of `ino` with `new_ino`; no byte moves."""
+
+    ino: InodeId
+    offset: int
+    new_ino: InodeId
+    new_offset: int
+    length: int
+
+
+class Put(Op, tag=18):
+    """A whole small file in one step: create, content, owner and times, under its name.
+
+    With `replace`, takes the place of an existing non-directory atomically (a new inode), else
+    EEXIST. uid/gid other than the caller's need uid 0.
+    """
+
+    parent: InodeId
+    name: bytes
+    mode: int
+    size: int
+    extents: tuple[Extent, ...] = ()
+    mtime_ns: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    replace: bool = True
+    policy: PolicyId = 0
+    """0: the parent's."""
+
+
+class SetPolicy(Op, tag=19):
+    """New data of this file, or of new children of this directory, takes `policy`."""
+
+    ino: InodeId
+    policy: PolicyId
+
+
+AnyOp: TypeAlias = (
+    Create | Mkdir | Mknod | Symlink | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr
+    | RemoveXattr | Open | Release | Unnamed | Commit | PunchHole | CloneRange | Put | SetPolicy
+)
+
+
+class OpResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What became of one operation: `inode` after it (for the removed: None), or `error`."""
+
+    inode: Inode | None = None
+    error: WireError | None = None
+
+
+# ------------------------------------------------------------------ client -> master
+
+
+class OpenSession(Message):
+    """Start a session; a retry with the same nonce gets the same session."""
+
+    client: str
+    """Host and program, for `admin sessions`."""
+    nonce: int
+
+
+class SessionOpened(Message):
+    session: SessionId
+    lease_s: float
+    """Renew at least this often (any Apply renews too)."""
+    cluster: str
+    """The cluster's UUID."""
+
+
+class RenewSession(Message):
+    session: SessionId
+
+
+class CloseSession(Message):
+    """Drop the session: its open files are released, its open chunks sealed."""
+
+    session: SessionId
+
+
+class Apply(Message):
+    """Change the namespace: all `ops` in order, in one atomic transaction of its own each.
+
+    One failed op does not undo or stop the others. `sequence` goes up by one with every new
+    request of the session, at most `WINDOW` in flight; a retry repeats the number and gets the
+    first answer.
+    """
+
+    session: SessionId
+    sequence: int
+    cred: Cred
+    ops: tuple[AnyOp, ...]
+
+
+WINDOW: Final = 256
+"""Changes a session may have in flight: replies are kept in a ring of this size."""
+
+OPS_MAX: Final = 4096
+"""Operations in one Apply."""
+
+
+class Applied(Message):
+    results: tuple[OpResult, ...]
+
+
+class Lookup(Message):
+    cred: Cred
+    parent: InodeId
+    name: bytes
+    """One name, b"." or b".."."""
+
+
+class Resolve(Message):
+    """Walk a whole path from `start` in one call, following symlinks (the last one if asked)."""
+
+    cred: Cred
+    path: bytes
+    follow: bool = True
+    start: InodeId = 1
+
+
+class GetInode(Message):
+    ino: InodeId
+
+
+class InodeReply(Message):
+    inode: Inode
+
+
+class ReadDir(Message):
+    """Entries of a directory in order of name, after the name `after` (b"": from the first).
+
+    "." and ".." are not among them. A directory that changes meanwhile: entries that stay are
+    seen once, others once or not at all.
+    """
+
+    cred: Cred
+    ino: InodeId
+    after: bytes = b""
+    limit: int = 1000
+    with_extents: bool = False
+    """Also the extents of regular files that have at most `EXTENTS_INLINE_MAX`, and layout."""
+
+
+READDIR_MAX: Final = 4096
+EXTENTS_INLINE_MAX: Final = 4
+
+
+class DirEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    name: bytes
+    inode: Inode
+    extents: tuple[Extent, ...] | None = None
+    """None: not asked for, or too many."""
+
+
+class DirReply(Message):
+    entries: tuple[DirEntry, ...]
+    more: bool
+    layout: Layout = Layout()
+
+
+class GetXattr(Message):
+    cred: Cred
+    ino: InodeId
+    name: bytes
+
+
+class XattrReply(Message):
+    value: bytes
+
+
+class ListXattr(Message):
+    ino: InodeId
+
+
+class XattrNames(Message):
+    names: tuple[bytes, ...]
+
+
+class GetExtents(Message):
+    """Extents that overlap [offset, offset + length), at most `limit`, and where they lie."""
+
+    ino: InodeId
+    offset: int = 0
+    length: int = 1 << 62
+    limit: int = 1000
+
+
+class ExtentsReply(Message):
+    inode: Inode
+    extents: tuple[Extent, ...]
+    more: bool
+    layout: Layout
+
+
+class LocateChunks(Message):
+    """Where chunks lie now; unknown ones are left out of the reply."""
+
+    chunks: tuple[ChunkId, ...]
+
+
+class LayoutReply(Message):
+    layout: Layout
+
+
+class AllocateChunks(Message):
+    """Open chunks for this session to append to, each on k + m disks (or as few as may be).
+
+    Raises RedundancyError where the policy can never be met by the servers registered,
+    NoSpaceError where no disks have room, UnavailableError where too few are up now.
+    """
+
+    session: SessionId
+    sequence: int
+    policy: PolicyId
+    count: int = 1
+    avoid: tuple[DiskId, ...] = ()
+    """Disks that just failed this client."""
+    near: str = ""
+    """Address of the client's host, for client-local placement."""
+
+
+class SealChunk(Message):
+    """The owner is done: `length` raw bytes stand on every fragment but the `lost` ones."""
+
+    session: SessionId
+    sequence: int
+    chunk: ChunkId
+    length: int
+    lost: tuple[int, ...] = ()
+    """Indexes of fragments that failed."""
+
+
+class FragmentReport(msgspec.Struct, array_like=True, frozen=True):
+    chunk: ChunkId
+    disk: DiskId
+    reason: str
+    """`corrupt`, `missing`, `short`, `unreachable`."""
+
+
+class ReportFragments(Message):
+    """A reader found bad fragments; the master notes them for repair."""
+
+    reports: tuple[FragmentReport, ...]
+
+
+class StatFs(Message):
+    pass
+
+
+class FsStats(Message):
+    capacity: int
+    """Bytes of all disks that dfs may fill."""
+    free: int
+    inodes: int
+    chunks: int
+    live: int
+    """Raw bytes that files refer to."""
+    policy_expansion: float = 1.0
+    """Width / k of the root's policy, to turn disk bytes into file bytes."""
+
+
+class SyncBarrier(Message):
+    """Reply when every change answered before it is on the master's disk."""
+
+
+class ListPolicies(Message):
+    pass
+
+
+class PoliciesReply(Message):
+    policies: tuple[Policy, ...]
+
+
+class CreatePolicy(Message):
+    session: SessionId
+    sequence: int
+    policy: Policy
+    """Its number is ignored; the master gives one."""
+
+
+class PolicyReply(Message):
+    policy: Policy
+
+
+# ------------------------------------------------------------------ administration
+
+
+class DiskInfo(msgspec.Struct, array_like=True, frozen=True):
+    disk: DiskId
+    uuid: str
+    server: ServerId
+    path: str
+    state: int
+    """DiskState."""
+    capacity: int
+    used: int
+    free: int
+    """Bytes dfs may still write: reserve taken off."""
+    fragments: int
+    error: str = ""
+
+
+class ServerInfo(msgspec.Struct, array_like=True, frozen=True):
+    server: ServerId
+    uuid: str
+    address: str
+    rack: str
+    zone: str
+    state: int
+    """DiskState of the server as a whole: UP, SUSPECT or DOWN."""
+    version: str
+    last_heartbeat_s: float
+    """Seconds ago; -1 if never since the master started."""
+    disks: tuple[DiskInfo, ...]
+
+
+class SessionInfo(msgspec.Struct, array_like=True, frozen=True):
+    session: SessionId
+    client: str
+    address: str
+    opened_ns: int
+    renewed_s: float
+    """Seconds ago."""
+    open_files: int
+    open_chunks: int
+
+
+class ListServers(Message):
+    pass
+
+
+class ServersReply(Message):
+    servers: tuple[ServerInfo, ...]
+
+
+class ListSessions(Message):
+    pass
+
+
+class SessionsReply(Message):
+    sessions: tuple[SessionInfo, ...]
+
+
+class ListChunks(Message):
+    """Chunks in order of id, after `after`."""
+
+    after: ChunkId = 0
+    limit: int = 1000
+
+
+class ChunksReply(Message):
+    chunks: tuple[Chunk, ...]
+    more: bool
+    layout: Layout
+
+
+class ClusterStatus(Message):
+    pass
+
+
+class StatusReply(Message):
+    cluster: str
+    version: str
+    uptime_s: float
+    capacity: int
+    used: int
+    free: int
+    inodes: int
+    chunks: int
+    chunks_open: int
+    chunks_healthy: int
+    """All fragments good, on disks that are up."""
+    chunks_degraded: int
+    """Fewer fragments than the policy wants, and more than k + 1 left (or all spares but none)."""
+    chunks_at_risk: int
+    """Exactly k fragments left and the policy wants more: one more failure loses data."""
+    chunks_lost: int
+    """Fewer than k fragments left."""
+    live: int
+    purge_queue: int
+    """Chunks that wait for the deletion of their fragments."""
+    servers: tuple[ServerInfo, ...]
+    problems: tuple[str, ...]
+    """What is wrong, one sentence each; empty when healthy."""
+
+
+# ------------------------------------------------------------------ chunk server -> master
+
+
+class DiskReport(msgspec.Struct, array_like=True, frozen=True):
+    uuid: str
+    path: str
+    capacity: int
+    used: int
+    free: int
+    fragments: int
+    failed: bool = False
+    error: str = ""
+
+
+class RegisterServer(Message):
+    """First word of a chunk server, and again whenever the master does not know it."""
+
+    uuid: str
+    address: str
+    rack: str
+    zone: str
+    version: str
+    cluster: str
+    """The cluster's UUID its disks belong to, or "" for fresh disks."""
+    disks: tuple[DiskReport, ...]
+
+
+class Registered(Message):
+    cluster: str
+    server: ServerId
+    disks: tuple[DiskId, ...]
+    """In the order of the request."""
+    heartbeat_s: float
+
+
+class Heartbeat(Message):
+    server: ServerId
+    disks: tuple[DiskReport, ...]
+
+
+class HeartbeatReply(Message):
+    known: bool
+    """False: register again (the master restarted and does not know this server's address)."""
+    report_disks: tuple[DiskId, ...] = ()
+    """Disks whose fragments the master wants listed by ReportChunks."""
+
+
+class HeldFragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    chunk: ChunkId
+    index: int
+    length: int
+    """Raw bytes of the chunk that the fragment covers."""
+    sealed: bool
+
+
+class ReportChunks(Message):
+    """What a disk holds, in order of chunk, in pages; `after` is the last chunk of the page before."""
+
+    server: ServerId
+    disk: DiskId
+    after: ChunkId
+    fragments: tuple[HeldFragment, ...]
+    last: bool
+
+
+class ReportChunksReply(Message):
+    drop: tuple[ChunkId, ...]
+    """Fragments the disk shall delete: their chunk is gone or lies elsewhere."""
+
+
+# ------------------------------------------------------------------ -> chunk server
+
+
+class Append(Message):
+    """Append records to a fragment; the payload is the records' bytes (FORMAT.md), unchanged.
+
+    The first append (`first_block` 0) creates the fragment. Idempotent by block index: records
+    already stored are compared and skipped; a gap is a FragmentError that names the next index.
+    Every record's checksums are verified before the reply. A reply means: in the page cache.
+    """
+
+    disk: DiskId
+    chunk: ChunkId
+    index: int
+    k: int
+    m: int
+    first_block: int
+    blocks: int
+
+
+class Appended(Message):
+    next_block: int
+    length: int
+    """Raw bytes of the chunk covered by the fragment."""
+
+
+class ReadRecords(Message):
+    """The records that overlap raw bytes [offset, offset + length) of a chunk.
+
+    The reply's payload is those records as stored. Bytes beyond the fragment's end are not an
+    error: fewer records come back, possibly none.
+    """
+
+    disk: DiskId
+    chunk: ChunkId
+    offset: int
+    length: int
+
+
+READ_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Raw bytes one ReadRecords may ask for."""
+
+
+class RecordsReply(Message):
+    records: int
+
+
+class SyncFragments(Message):
+    """fdatasync these chunks' fragments (and the directory entries they need)."""
+
+    disk: DiskId
+    chunks: tuple[ChunkId, ...]
+
+
+class SealFragment(Message):
+    """Cut after the block that ends at raw `length`, write the index footer, sync. Idempotent."""
+
+    disk: DiskId
+    chunk: ChunkId
+    length: int
+
+
+class DeleteFragments(Message):
+    """Delete; what is not there counts as deleted."""
+
+    disk: DiskId
+    chunks: tuple[ChunkId, ...]
+
+
+class StatFragment(Message):
+    disk: DiskId
+    chunk: ChunkId
+
+
+class FragmentStatus(Message):
+    index: int
+    next_block: int
+    length: int
+    stored: int
+    """Bytes of the file on disk."""
+    sealed: bool
+
+
+class ServerStatus(Message):
+    pass
+
+
+class ServerStatusReply(Message):
+    server: ServerId
+    version: str
+    uptime_s: float
+    disks: tuple[DiskReport, ...]
+
+
+# ------------------------------------------------------------------ the method table
+
+
+class Method(msgspec.Struct, frozen=True):
+    number: int
+    request: type[Message]
+    reply: type[Message]
+    idempotent: bool = True
+    """A client may send it again after a lost reply without asking anyone."""
+
+
+METHODS: Final[tuple[Method, ...]] = (
+    # to the master: sessions and changes (retries are made safe by session and sequence)
+    Method(1, OpenSession, SessionOpened),
+    Method(2, RenewSession, Empty),
+    Method(3, CloseSession, Empty),
+    Method(4, Apply, Applied),
+    Method(5, AllocateChunks, LayoutReply),
+    Method(6, SealChunk, Empty),
+    Method(7, ReportFragments, Empty),
+    Method(8, SyncBarrier, Empty),
+    Method(9, CreatePolicy, PolicyReply),
+    # to the master: reads
+    Method(20, Lookup, InodeReply),
+    Method(21, Resolve, InodeReply),
+    Method(22, GetInode, InodeReply),
+    Method(23, ReadDir, DirReply),
+    Method(24, GetXattr, XattrReply),
+    Method(25, ListXattr, XattrNames),
+    Method(26, GetExtents, ExtentsReply),
+    Method(27, LocateChunks, LayoutReply),
+    Method(28, StatFs, FsStats),
+    Method(29, ListPolicies, PoliciesReply),
+    # to the master: administration
+    Method(40, ListServers, ServersReply),
+    Method(41, ListSessions, SessionsReply),
+    Method(42, ListChunks, ChunksReply),
+    Method(43, ClusterStatus, StatusReply),
+    # to the master: from chunk servers
+    Method(60, RegisterServer, Registered),
+    Method(61, Heartbeat, HeartbeatReply),
+    Method(62, ReportChunks, ReportChunksReply),
+    # to a chunk server
+    Method(100, Append, Appended),
+    Method(101, ReadRecords, RecordsReply),
+    Method(102, SyncFragments, Empty),
+    Method(103, SealFragment, FragmentStatus),
+    Method(104, DeleteFragments, Empty),
+    Method(105, StatFragment, FragmentStatus),
+    Method(106, ServerStatus, ServerStatusReply),
+)
+
+METHOD_OF: Final[dict[type[Message], Method]] = {method.request: method for method in METHODS}
+METHOD_NUMBERED: Final[dict[int, Method]] = {method.number: method for method in METHODS}
