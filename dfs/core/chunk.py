@@ -28,7 +28,9 @@ class ChunkState(IntEnum):
 class FragmentState(IntEnum):
     GOOD = 1
     LOST = 2
-    """Its disk failed, or it was reported corrupt or missing; waits for repair."""
+    """Its disk failed, or does not hold it (in full); good again once the disk reports it whole."""
+    CORRUPT = 3
+    """Its bytes do not match their checksums; waits for repair, never good again by itself."""
 
 
 class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -6,10 +6,20 @@ through without decoding it.
 """
 
 import stat
+from enum import IntFlag
 
 import msgspec
 
 from dfs.core.ids import ChunkId, InodeId, PolicyId
+
+
+class InodeFlag(IntFlag):
+    """What the master notes about an inode, to save itself look-ups."""
+
+    TRIMMED = 1
+    """Parts of it were cut off and wait to be freed; `allocated` still counts them."""
+    XATTRS = 2
+    """It has extended attributes."""
 
 
 class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -37,6 +47,8 @@ class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Directories only: the directory that holds this one (the root holds itself)."""
     target: bytes = b""
     """Symlinks only."""
+    flags: int = 0
+    """InodeFlag."""
 
     @property
     def is_dir(self) -> bool:

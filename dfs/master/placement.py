@@ -1,0 +1,403 @@
+"""Which disks a new chunk goes to: pure, seeded from outside, a few microseconds a fragment.
+
+`PlacementMap` keeps the disks in one tree per spread in use (zone > rack > server > disk, as
+the policy asks); every domain holds the sum of the free bytes below it. Choosing a fragment's
+disk walks down from the root: at each level draw two domains at random, weighted by free
+bytes, and take the emptier one. A domain that got a fragment sits out until all its siblings
+with room have one too, so that domains are filled evenly; a server that got one sits out for
+good, unless the policy spreads over disks only. Updating a disk and drawing one both cost
+O(log n).
+
+Owned by `membership.Membership`, which feeds it from heartbeats; called by `service`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from random import Random
+from typing import Final
+
+import msgspec
+
+from dfs.core.chunk import DiskState
+from dfs.core.errors import DfsError, NoSpaceError, RedundancyError, UnavailableError
+from dfs.core.ids import DiskId, ServerId
+from dfs.core.policy import Policy, Spread
+from dfs.core.redundancy import Redundancy
+
+NAMED_MAX: Final = 6
+"""Disks or servers that an error names at most; the rest are counted."""
+
+LOCAL_FREE_RATIO: Final = 0.5
+"""The client's host is preferred while its free share is this part of the cluster's, or more."""
+
+
+class DiskView(msgspec.Struct, frozen=True):
+    """A registered disk as placement sees it."""
+
+    disk: DiskId
+    server: ServerId
+    host: str
+    """Host part of the server's address."""
+    address: str
+    path: str
+    rack: str
+    zone: str
+    state: DiskState
+    """UP and nothing else takes new data."""
+    capacity: int
+    free: int
+    """Bytes dfs may still write."""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Disks for fragments 0, 1, ... of a new chunk; may be fewer than `redundancy.width`."""
+
+    redundancy: Redundancy
+    disks: tuple[DiskId, ...]
+
+
+class SumTree:
+    """Weights of n slots with their sum, drawn from in proportion; set and find are O(log n)."""
+
+    __slots__ = ("_size", "_sums")
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        size = 1
+        while size < len(weights):
+            size *= 2
+        sums = [0] * (2 * size)
+        sums[size : size + len(weights)] = weights
+        for node in range(size - 1, 0, -1):
+            sums[node] = sums[2 * node] + sums[2 * node + 1]
+        self._size = size
+        self._sums = sums
+
+    @property
+    def total(self) -> int:
+        return self._sums[1]
+
+    def get(self, slot: int) -> int:
+        return self._sums[self._size + slot]
+
+    def set(self, slot: int, weight: int) -> None:
+        sums = self._sums
+        node = self._size + slot
+        change = weight - sums[node]
+        while node:
+            sums[node] += change
+            node //= 2
+
+    def find(self, point: int) -> int:
+        """The slot that holds `point` of the line of all weights, 0 <= point < total."""
+        sums = self._sums
+        node = 1
+        while node < self._size:
+            node *= 2
+            if point >= sums[node]:
+                point -= sums[node]
+                node += 1
+        return node - self._size
+
+
+class _Domain:
+    """A zone, rack, server or (without children) disk in one tree."""
+
+    __slots__ = ("capacity", "children", "disk", "parent", "slot", "tree")
+
+    def __init__(self, capacity: int, disk: DiskId = 0) -> None:
+        self.capacity = capacity
+        self.disk = disk
+        self.children: list[_Domain] = []
+        self.parent: _Domain | None = None
+        self.slot = 0
+        self.tree = SumTree(())
+
+    def adopt(self, children: list["_Domain"], weights: Sequence[int]) -> None:
+        self.children = children
+        self.tree = SumTree(weights)
+        self.capacity = max(1, sum(child.capacity for child in children))
+        for slot, child in enumerate(children):
+            child.parent, child.slot = self, slot
+
+
+_LEVELS: Final[dict[Spread, tuple[Callable[[DiskView], object], ...]]] = {
+    Spread.DISK: (lambda disk: disk.server,),
+    Spread.SERVER: (lambda disk: disk.server,),
+    Spread.RACK: (lambda disk: (disk.zone, disk.rack), lambda disk: disk.server),
+    Spread.ZONE: (
+        lambda disk: disk.zone,
+        lambda disk: (disk.zone, disk.rack),
+        lambda disk: disk.server,
+    ),
+}
+"""Domains from the root down to the server, for each spread."""
+
+
+class _Hierarchy:
+    """All disks as one tree of domains. Weights are the free bytes of disks that take data."""
+
+    def __init__(self, views: Iterable[DiskView], spread: Spread) -> None:
+        self.leaves: dict[DiskId, _Domain] = {}
+        self.root = self._build(list(views), _LEVELS[spread])
+
+    def _build(
+        self, views: list[DiskView], levels: tuple[Callable[[DiskView], object], ...]
+    ) -> _Domain:
+        domain = _Domain(0)
+        if not levels:
+            leaves = [_Domain(max(1, view.capacity), view.disk) for view in views]
+            self.leaves.update((leaf.disk, leaf) for leaf in leaves)
+            domain.adopt(leaves, [weight_of(view) for view in views])
+            return domain
+        groups: dict[object, list[DiskView]] = {}
+        for view in views:
+            groups.setdefault(levels[0](view), []).append(view)
+        children = [self._build(group, levels[1:]) for group in groups.values()]
+        domain.adopt(children, [child.tree.total for child in children])
+        return domain
+
+    def set_weight(self, disk: DiskId, weight: int) -> None:
+        domain = self.leaves[disk]
+        while domain.parent is not None:
+            domain.parent.tree.set(domain.slot, weight)
+            domain = domain.parent
+            weight = domain.tree.total
+
+
+def weight_of(view: DiskView) -> int:
+    """Weight of a disk in random draws: its free bytes, or 0 where it takes no new data."""
+    return max(0, view.free) if view.state is DiskState.UP else 0
+
+
+class _Draw:
+    """Disks drawn for one chunk. Hides what may not be drawn again; `undo` shows it all again."""
+
+    def __init__(self, hierarchy: _Hierarchy, spread: Spread, random: Random) -> None:
+        self._hierarchy = hierarchy
+        self._share_servers = spread is Spread.DISK
+        self._random = random
+        self._hidden: list[tuple[SumTree, int, int]] = []
+        self._waiting: dict[int, list[_Domain]] = {}
+        self.disks: list[DiskId] = []
+
+    def undo(self) -> None:
+        for tree, slot, weight in reversed(self._hidden):
+            tree.set(slot, weight)
+
+    def _set(self, domain: _Domain, weight: int) -> None:
+        parent = domain.parent
+        assert parent is not None
+        self._hidden.append((parent.tree, domain.slot, parent.tree.get(domain.slot)))
+        parent.tree.set(domain.slot, weight)
+
+    def avoid(self, disks: Iterable[DiskId]) -> None:
+        for disk in disks:
+            domain = self._hierarchy.leaves.get(disk)
+            if domain is None:
+                continue
+            self._set(domain, 0)
+            while domain.parent is not None and domain.parent.parent is not None:
+                domain = domain.parent
+                self._set(domain, domain.tree.total)
+
+    def next(self) -> bool:
+        """Draw one more disk. False when no domain has room for another fragment."""
+        domain = self._hierarchy.root
+        while domain.children:
+            if domain.tree.total == 0 and not self._next_round(domain):
+                return False
+            domain = self._emptier_of_two(domain)
+        self.take(domain)
+        return True
+
+    def take(self, leaf: _Domain) -> None:
+        """Give the next fragment to this disk; its domains sit out the rest of their round."""
+        self._set(leaf, 0)
+        self.disks.append(leaf.disk)
+        domain = leaf.parent
+        while domain is not None and domain.parent is not None:
+            self._set(domain, 0)
+            self._waiting.setdefault(id(domain.parent), []).append(domain)
+            domain = domain.parent
+
+    def _next_round(self, domain: _Domain) -> bool:
+        """All children with room have a fragment: let those in again that can take another."""
+        for child in self._waiting.pop(id(domain), []):
+            self._set(child, self._remaining(child))
+        return domain.tree.total > 0
+
+    def _remaining(self, domain: _Domain) -> int:
+        if not domain.children[0].children:
+            return domain.tree.total if self._share_servers else 0
+        waiting = self._waiting.get(id(domain), ())
+        return domain.tree.total + sum(self._remaining(child) for child in waiting)
+
+    def _emptier_of_two(self, domain: _Domain) -> _Domain:
+        tree, children = domain.tree, domain.children
+        first = tree.find(int(self._random.random() * tree.total))
+        second = tree.find(int(self._random.random() * tree.total))
+        if first == second:
+            return children[first]
+        one = tree.get(first) * children[second].capacity
+        other = tree.get(second) * children[first].capacity
+        return children[first] if one >= other else children[second]
+
+
+class PlacementMap:
+    """All registered disks, ready to be drawn from.
+
+    Build it anew when a server or disk registers or moves; `update` it for the rest.
+    """
+
+    def __init__(self, views: Iterable[DiskView]) -> None:
+        self._views = {view.disk: view for view in views}
+        self._hierarchies: dict[Spread, _Hierarchy] = {}
+        servers: dict[ServerId, None] = {}
+        self._by_host: dict[str, list[DiskId]] = {}
+        self._capacity = 1
+        self._weight = 0
+        for view in self._views.values():
+            servers[view.server] = None
+            self._by_host.setdefault(view.host, []).append(view.disk)
+            self._capacity += view.capacity
+            self._weight += weight_of(view)
+        self.servers = len(servers)
+        """Servers registered, up or not."""
+
+    def __repr__(self) -> str:
+        return f"PlacementMap({len(self._views)} disks on {self.servers} servers)"
+
+    def update(self, disk: DiskId, state: DiskState, capacity: int, free: int) -> None:
+        """A disk filled up, emptied, or changed state. Small changes are let go (1 in 64)."""
+        old = self._views[disk]
+        if (
+            old.state is state
+            and old.capacity == capacity
+            and (abs(old.free - free) * 64 <= old.free)
+        ):
+            return
+        new = msgspec.structs.replace(old, state=state, capacity=capacity, free=free)
+        self._set_view(old, new)
+
+    def charge(self, disks: Iterable[DiskId], length_bytes: int) -> None:
+        """Count bytes that will be written soon, until the next heartbeat tells the truth."""
+        for disk in disks:
+            old = self._views[disk]
+            # Never down to 0: whether a disk is full is for the disk to say.
+            free = max(min(old.free, 1), old.free - length_bytes)
+            self._set_view(old, msgspec.structs.replace(old, free=free))
+
+    def _set_view(self, old: DiskView, new: DiskView) -> None:
+        self._views[new.disk] = new
+        self._capacity += new.capacity - old.capacity
+        self._weight += weight_of(new) - weight_of(old)
+        for hierarchy in self._hierarchies.values():
+            hierarchy.set_weight(new.disk, weight_of(new))
+
+    def choose(
+        self,
+        policy: Policy,
+        *,
+        random: Random,
+        avoid: Collection[DiskId] = (),
+        near: str = "",
+    ) -> Placement:
+        """Disks for one new chunk under `policy`.
+
+        Takes fewer than the policy's width where some are down or full, but never fewer than
+        its write minimum. Disks in `avoid` are taken only where it cannot be met without
+        them. `near` is the host that gets the first fragment if it has room.
+
+        Raises:
+            RedundancyError: the servers (or disks) registered can never satisfy the policy.
+            UnavailableError: too few of them are up now.
+            NoSpaceError: too few of those that are up have room.
+        """
+        redundancy = self._redundancy_for(policy)
+        for avoided in (avoid, ()) if avoid else ((),):
+            disks = self._draw(policy.spread, redundancy.width, random, avoided, near)
+            if len(disks) >= redundancy.write_minimum:
+                return Placement(redundancy, tuple(disks))
+        raise self._refusal(policy, redundancy)
+
+    def _redundancy_for(self, policy: Policy) -> Redundancy:
+        over_disks = policy.spread is Spread.DISK
+        present = len(self._views) if over_disks else self.servers
+        redundancy = policy.redundancy.fitted(present) if policy.fit else policy.redundancy
+        if present < redundancy.width:
+            what = "disk" if over_disks else "server"
+            raise RedundancyError(
+                f"policy {policy.name!r} ({policy.redundancy}) needs "
+                f"{_count(redundancy.width, what)}, {_are(present)} registered",
+                hint=f"add {what}s or choose another policy",
+            )
+        return redundancy
+
+    def _draw(
+        self, spread: Spread, width: int, random: Random, avoid: Collection[DiskId], near: str
+    ) -> list[DiskId]:
+        hierarchy = self._hierarchies.get(spread)
+        if hierarchy is None:
+            hierarchy = self._hierarchies[spread] = _Hierarchy(self._views.values(), spread)
+        draw = _Draw(hierarchy, spread, random)
+        try:
+            draw.avoid(avoid)
+            if near and (local := self._local(near, avoid, random)):
+                draw.take(hierarchy.leaves[local])
+            while len(draw.disks) < width and draw.next():
+                pass
+        finally:
+            draw.undo()
+        return draw.disks
+
+    def _local(self, near: str, avoid: Collection[DiskId], random: Random) -> DiskId:
+        """A disk on the client's host, unless the host is far fuller than the cluster; else 0."""
+        disks = self._by_host.get(near, ())
+        if len(disks) == len(self._views):
+            return 0
+        views = [self._views[disk] for disk in disks if disk not in avoid]
+        free = sum(weight_of(view) for view in views)
+        capacity = sum(view.capacity for view in views)
+        if not free or free * self._capacity < LOCAL_FREE_RATIO * self._weight * capacity:
+            return 0
+        return random.choices(views, [weight_of(view) for view in views])[0].disk
+
+    def _refusal(self, policy: Policy, redundancy: Redundancy) -> DfsError:
+        over_disks = policy.spread is Spread.DISK
+        what = "disk" if over_disks else "server"
+        alive = [v for v in self._views.values() if v.state in (DiskState.UP, DiskState.FULL)]
+        up = len(alive) if over_disks else len({view.server for view in alive})
+        rule = f"policy {policy.name!r} ({policy.redundancy}) needs at least "
+        rule += _count(redundancy.write_minimum, what)
+        if up < redundancy.write_minimum:
+            present = len(self._views) if over_disks else self.servers
+            unusable = [v for v in self._views.values() if v not in alive]
+            return UnavailableError(
+                f"{rule} to write, {up} of {present} can take data now; "
+                + _named([f"{_name(v)} is {v.state.name.lower()}" for v in unusable]),
+                hint="start the servers that are down, or wait until they are back",
+            )
+        roomy = [view for view in alive if weight_of(view)]
+        full = [view for view in alive if not weight_of(view)]
+        room = len(roomy) if over_disks else len({view.server for view in roomy})
+        return NoSpaceError(
+            f"no space: {rule} with room, {room} of {up} have it; full: "
+            + _named([f"{_name(view)} ({view.free >> 20} MiB free)" for view in full]),
+            hint="delete files, or add disks or servers",
+        )
+
+
+def _name(view: DiskView) -> str:
+    return f"disk {view.disk} ({view.path} on {view.address})"
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - NAMED_MAX
+    return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _are(number: int) -> str:
+    return "1 is" if number == 1 else f"{number} are"

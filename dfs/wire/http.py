@@ -1,0 +1,106 @@
+"""The monitoring port of a server: `/metrics` for Prometheus, `/health` for probes and people.
+
+Apart from the dfs protocol on purpose: a stuck or overloaded monitoring client must not cost a
+request of a file system. Started only where `--http` is given, and then imported, since the
+libraries take a moment to load. Called by the daemons.
+"""
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.typing import ASGIFramework
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dfs.core.errors import ConfigError
+
+MetricsSource: TypeAlias = Callable[[], Iterable[Metric]]
+"""Called at each scrape, on the event loop: has to be quick."""
+
+ProblemsSource: TypeAlias = Callable[[], Iterable[str]]
+"""What is wrong, a sentence each; none when healthy."""
+
+GRACE_S = 1.0
+"""How long an answer under way may take once the server stops."""
+
+
+class _Collector(Collector):
+    def __init__(self, source: MetricsSource) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._source()
+
+
+def monitoring_app(metrics: MetricsSource, problems: ProblemsSource) -> Starlette:
+    """The two pages as an ASGI application."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(metrics))
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def show_health(_: Request) -> Response:
+        found = list(problems())
+        body = {"status": "degraded" if found else "ok", "problems": found}
+        return JSONResponse(body, status_code=503 if found else 200)
+
+    return Starlette(routes=[Route("/metrics", show_metrics), Route("/health", show_health)])
+
+
+async def serve_http(
+    listen: str,
+    metrics: MetricsSource,
+    problems: ProblemsSource,
+    *,
+    task_status: "trio.TaskStatus[str]" = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the monitoring port until cancelled; reports the address it is bound to.
+
+    Raises:
+        ConfigError: the address is malformed or in use.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        number = int(port)
+        if not 0 <= number < 1 << 16:
+            raise ValueError("a port is 0 to 65535")
+        listener = socket.create_server((host.strip("[]"), number), backlog=16)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot listen on {listen!r} for HTTP: {error}", hint="give --http another HOST:PORT"
+        ) from error
+    config = Config()
+    config.accesslog = None
+    config.errorlog = None
+    config.graceful_timeout = GRACE_S
+    bound_host, bound_port = listener.getsockname()[:2]
+    config.bind = [f"fd://{listener.detach()}"]
+    app: ASGIFramework = monitoring_app(metrics, problems)  # type: ignore[assignment]
+    stopping = trio.Event()
+
+    async def run() -> None:
+        # Hypercorn stops cleanly by its trigger, and noisily when it is cancelled.
+        with trio.CancelScope(shield=True):
+            await hypercorn_serve(app, config, shutdown_trigger=stopping.wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        try:
+            task_status.started(f"{bound_host}:{bound_port}")
+            await trio.sleep_forever()
+        finally:
+            stopping.set()

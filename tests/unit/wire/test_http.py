@@ -1,0 +1,62 @@
+"""The monitoring port over a real socket."""
+
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+import trio
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from dfs.core.errors import ConfigError
+from dfs.wire.http import serve_http
+
+problems: list[str] = []
+
+
+def metrics() -> Iterable[Metric]:
+    yield GaugeMetricFamily("dfs_free_bytes", "Free bytes.", value=42)
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    problems.clear()
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(serve_http, "127.0.0.1:0", metrics, lambda: problems)
+        nursery.cancel_scope.cancel()
+
+
+def fetch(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_metrics_are_in_prometheus_text_format(address: str) -> None:
+    status, body = await trio.to_thread.run_sync(fetch, f"http://{address}/metrics")
+    assert status == 200
+    assert "dfs_free_bytes 42.0\n" in body
+
+
+async def test_health_turns_503_and_names_the_problems(address: str) -> None:
+    url = f"http://{address}/health"
+    assert await trio.to_thread.run_sync(fetch, url) == (200, '{"status":"ok","problems":[]}')
+    problems.append("disk 3 has failed")
+    assert await trio.to_thread.run_sync(fetch, url) == (
+        503,
+        '{"status":"degraded","problems":["disk 3 has failed"]}',
+    )
+
+
+async def test_a_port_in_use_is_one_clear_error(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on .* give --http another"):
+        await serve_http(address, metrics, lambda: problems)
+
+
+@pytest.mark.parametrize("listen", ["nowhere", "127.0.0.1:99999", "127.0.0.1:x"])
+async def test_a_bad_address_is_a_config_error(listen: str) -> None:
+    with pytest.raises(ConfigError):
+        await serve_http(listen, metrics, lambda: problems)
