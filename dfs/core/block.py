@@ -83,6 +83,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         """Bytes the record takes in a fragment."""
         return HEADER_BYTES + self.header.payload_length
 
+    @property
+    def intact(self) -> bool:
+        """Whether the payload matches its checksum."""
+        return checksum(self.payload) == self.header.payload_xxh3
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedBlock:
@@ -211,9 +216,10 @@ def parse_record(
     payload = buffer[start : start + header.payload_length]
     if len(payload) != header.payload_length:
         raise _corrupt(chunk, position, "the record is cut short")
-    if verify_payload and checksum(payload) != header.payload_xxh3:
+    record = Record(header, payload)
+    if verify_payload and not record.intact:
         raise _corrupt(chunk, position, f"block {header.block_index} does not match its checksum")
-    return Record(header, payload)
+    return record
 
 
 def parse_records(

@@ -50,7 +50,7 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
     m: int
     policy: PolicyId
     owner: SessionId
-    """The session that appends to it; 0 once sealed."""
+    """The session that appends to it; 0 once sealed, or when that session is gone."""
     length: int
     """Raw bytes: final once sealed; while open, the end of the last committed extent."""
     live: int

@@ -19,7 +19,7 @@ class InodeFlag(IntFlag):
     TRIMMED = 1
     """Parts of it were cut off and wait to be freed; `allocated` still counts them."""
     XATTRS = 2
-    """It has extended attributes."""
+    """It may have extended attributes; without this flag it has none."""
 
 
 class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -43,7 +43,8 @@ class Op(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="op")
 class Create(Op, tag=1):
     """Make a regular file, or with `exclusive` False return the one that is there.
 
-    An existing directory is EISDIR, an existing file needs no permission here (Open checks).
+    An existing directory is EISDIR; an existing file needs permission for what `access` asks
+    for, if it is opened too.
     Sticky, set-id bits, the group of a setgid parent: as POSIX and Linux have them.
     """
 
@@ -53,6 +54,8 @@ class Create(Op, tag=1):
     exclusive: bool = True
     open: bool = False
     """Also Open it for this session, in the same transaction."""
+    access: int = 6
+    """With `open`: what an Open of a file that is already there asks for (READ | WRITE)."""
 
 
 class Mkdir(Op, tag=2):
@@ -185,8 +188,8 @@ class Commit(Op, tag=15):
     """Publish written bytes: atomically replace what the extents cover, by them.
 
     `size`: the file is at least that long after (None: as the extents' ends say). With
-    `append` the extents' offsets are relative to the end of the file at commit. The session
-    must own the open chunks named, or they must be sealed. Sets mtime and ctime to now, or
+    `append` the extents' offsets and `size` are relative to the end of the file at commit. The
+    session must own the open chunks named, or they must be sealed. Sets mtime and ctime to now, or
     mtime to `mtime_ns`; clears set-id bits unless uid 0.
     """
 
@@ -241,8 +244,25 @@ class SetPolicy(Op, tag=19):
 
 
 AnyOp: TypeAlias = (
-    Create | Mkdir | Mknod | Symlink | Link | Unlink | Rmdir | Rename | SetAttr | SetXattr
-    | RemoveXattr | Open | Release | Unnamed | Commit | PunchHole | CloneRange | Put | SetPolicy
+    Create
+    | Mkdir
+    | Mknod
+    | Symlink
+    | Link
+    | Unlink
+    | Rmdir
+    | Rename
+    | SetAttr
+    | SetXattr
+    | RemoveXattr
+    | Open
+    | Release
+    | Unnamed
+    | Commit
+    | PunchHole
+    | CloneRange
+    | Put
+    | SetPolicy
 )
 
 
@@ -425,7 +445,10 @@ class AllocateChunks(Message):
 
 
 class SealChunk(Message):
-    """The owner is done: `length` raw bytes stand on every fragment but the `lost` ones."""
+    """The owner is done: `length` raw bytes stand on every fragment but the `lost` ones.
+
+    Commit what shall be kept before: a chunk sealed without live bytes is deleted at once.
+    """
 
     session: SessionId
     sequence: int
