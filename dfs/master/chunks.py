@@ -1,0 +1,295 @@
+"""The life of chunks and their fragments: pure functions over a transaction.
+
+A chunk moves through its states only by `TRANSITIONS`; what is not in that table cannot happen.
+
+    event      from      to       when
+    ALLOCATE   (none)    OPEN     a session asks for a chunk to append to
+    ABANDON    OPEN      OPEN     its session is gone, live bytes are not: the master will seal it
+    SEAL       OPEN      SEALED   its owner, or the master for an abandoned one, sets its length
+    EMPTY      OPEN      DOOMED   sealed or abandoned without a live byte
+    EMPTY      SEALED    DOOMED   the last live byte went
+    DROP       DOOMED    (none)   the last fragment is deleted
+
+An OPEN chunk never becomes DOOMED while its session lives, however often its live bytes go to 0:
+the session may be about to commit more of it.
+
+Called by `State` for chunk commands, by `extents` for accounting and `sessions` at a session's
+end. Keeps the chunk table, fragment-by-disk, chunk-by-session, doomed fragments and the counters
+in step.
+"""
+
+import errno
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import Final
+
+from msgspec.structs import replace
+
+from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState, Fragment, FragmentState
+from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import ChunkId, DiskId, SessionId
+from dfs.master.commands import (
+    AllocateChunks,
+    DropFragments,
+    MarkFragments,
+    SealAbandoned,
+    SealChunk,
+)
+from dfs.master.keyspace import (
+    CHUNK_BY_SESSION,
+    Reader,
+    Writer,
+    chunk_by_session_key,
+    chunk_key,
+    doomed_key,
+    fragment_by_disk_key,
+    get_chunk,
+    get_counters,
+    put_chunk,
+    put_counters,
+    scan_prefix,
+    second_id,
+    u64,
+)
+
+
+class Event(Enum):
+    ALLOCATE = auto()
+    ABANDON = auto()
+    SEAL = auto()
+    EMPTY = auto()
+    DROP = auto()
+
+
+TRANSITIONS: Final[dict[tuple[ChunkState | None, Event], ChunkState | None]] = {
+    (None, Event.ALLOCATE): ChunkState.OPEN,
+    (ChunkState.OPEN, Event.ABANDON): ChunkState.OPEN,
+    (ChunkState.OPEN, Event.SEAL): ChunkState.SEALED,
+    (ChunkState.OPEN, Event.EMPTY): ChunkState.DOOMED,
+    (ChunkState.SEALED, Event.EMPTY): ChunkState.DOOMED,
+    (ChunkState.DOOMED, Event.DROP): None,
+}
+
+
+def after(state: ChunkState | None, event: Event) -> ChunkState | None:
+    """The state that `event` leads to; None: there is no such chunk (any more).
+
+    Raises FileSystemError (EINVAL) where the event cannot happen to a chunk in `state`.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        name = "gone" if state is None else state.name
+        raise FileSystemError(
+            f"a chunk that is {name} cannot take {event.name}", errno=errno.EINVAL
+        ) from None
+
+
+def allocate(txn: Writer, command: AllocateChunks) -> tuple[Chunk, ...]:
+    """New OPEN chunks, owned by the session, one for each placement."""
+    session, policy = command.session, command.policy
+    counters = get_counters(txn)
+    made = []
+    for number, placement in enumerate(command.placements, counters.next_chunk):
+        fragments = tuple(Fragment(index, disk) for index, disk in enumerate(placement.disks))
+        chunk = Chunk(
+            number, ChunkState.OPEN, placement.k, placement.m, policy, session, 0, 0, fragments
+        )
+        put_chunk(txn, chunk)
+        txn.put(chunk_by_session_key(session, number), b"")
+        for fragment in fragments:
+            txn.put(fragment_by_disk_key(fragment.disk, number), bytes((fragment.index,)))
+        made.append(chunk)
+    count = len(made)
+    put_counters(
+        txn,
+        replace(
+            counters,
+            next_chunk=counters.next_chunk + count,
+            chunks=counters.chunks + count,
+            chunks_open=counters.chunks_open + count,
+        ),
+    )
+    return tuple(made)
+
+
+def seal(txn: Writer, command: SealChunk) -> None:
+    """The owner says that `length` raw bytes stand on all fragments but the `lost` ones.
+
+    Raises FileSystemError: ESTALE where the session does not own the chunk, EINVAL where bytes
+    already committed lie beyond `length`.
+    """
+    session, chunk_id, length = command.session, command.chunk, command.length
+    chunk = get_chunk(txn, chunk_id)
+    if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner != session:
+        raise FileSystemError(
+            f"chunk {chunk_id} is not open for session {session}", errno=errno.ESTALE
+        )
+    if not chunk.length <= length <= CHUNK_MAX_BYTES:
+        raise FileSystemError(
+            f"chunk {chunk_id} cannot be sealed at {length} bytes: "
+            f"{chunk.length} are committed and {CHUNK_MAX_BYTES} allowed",
+            errno=errno.EINVAL,
+        )
+    _seal(txn, chunk, length, command.lost)
+
+
+def seal_abandoned(txn: Writer, command: SealAbandoned) -> None:
+    """Seal an OPEN chunk whose session is gone. Any other chunk is left as it is."""
+    chunk = get_chunk(txn, command.chunk)
+    if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner:
+        return
+    _seal(txn, chunk, max(command.length, chunk.length), command.lost)
+
+
+def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int]) -> None:
+    gone = frozenset(lost)
+    fragments = tuple(
+        replace(fragment, state=FragmentState.LOST)
+        if fragment.index in gone and fragment.state is FragmentState.GOOD
+        else fragment
+        for fragment in chunk.fragments
+    )
+    _close(txn, replace(chunk, length=length, fragments=fragments), Event.SEAL)
+
+
+def _close(txn: Writer, chunk: Chunk, event: Event) -> None:
+    """An OPEN chunk leaves that state: by `event`, or by EMPTY where no byte of it is live."""
+    txn.delete(chunk_by_session_key(chunk.owner, chunk.chunk))
+    counters = get_counters(txn)
+    put_counters(txn, replace(counters, chunks_open=counters.chunks_open - 1))
+    if chunk.live == 0:
+        _doom(txn, replace(chunk, owner=0))
+        return
+    state = after(chunk.state, event)
+    assert state is not None
+    put_chunk(txn, replace(chunk, state=state, owner=0))
+
+
+def release_session(txn: Writer, session: SessionId, limit: int) -> int:
+    """A session is gone: its open chunks wait to be sealed, or are doomed where nothing is live.
+
+    Handles up to `limit` of them and returns how many; fewer than `limit` means all.
+    """
+    rows = scan_prefix(txn, CHUNK_BY_SESSION + u64(session))
+    ids = [second_id(key) for key, _ in _first(rows, limit)]
+    for chunk_id in ids:
+        chunk = get_chunk(txn, chunk_id)
+        if chunk is None:
+            raise _broken(chunk_id)
+        if chunk.live == 0:
+            _close(txn, chunk, Event.EMPTY)
+            continue
+        after(chunk.state, Event.ABANDON)
+        txn.delete(chunk_by_session_key(session, chunk_id))
+        txn.put(chunk_by_session_key(0, chunk_id), b"")
+        put_chunk(txn, replace(chunk, owner=0))
+    return len(ids)
+
+
+def _first(rows: Iterable[tuple[bytes, bytes]], limit: int) -> Iterable[tuple[bytes, bytes]]:
+    for _, row in zip(range(limit), rows, strict=False):
+        yield row
+
+
+def abandoned(reader: Reader, *, after_chunk: ChunkId = 0, limit: int) -> list[ChunkId]:
+    """OPEN chunks without a session, in order of id, past `after_chunk`."""
+    start = chunk_by_session_key(0, after_chunk)
+    rows = scan_prefix(reader, CHUNK_BY_SESSION + u64(0), after=start)
+    return [second_id(key) for key, _ in _first(rows, limit)]
+
+
+def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
+    """Extents refer to `change` more bytes of a chunk (fewer, if negative).
+
+    `end` is where the last of new extents ends: it raises the length of an OPEN chunk.
+    A SEALED chunk that has no live byte left becomes DOOMED.
+    """
+    chunk = get_chunk(txn, chunk_id)
+    if chunk is None or chunk.state is ChunkState.DOOMED or chunk.live + change < 0:
+        raise _broken(chunk_id)
+    counters = get_counters(txn)
+    put_counters(txn, replace(counters, live=counters.live + change))
+    live = chunk.live + change
+    if chunk.state is ChunkState.OPEN:
+        put_chunk(txn, replace(chunk, live=live, length=max(chunk.length, end)))
+    elif live == 0:
+        _doom(txn, replace(chunk, live=0))
+    else:
+        put_chunk(txn, replace(chunk, live=live))
+
+
+def _doom(txn: Writer, chunk: Chunk) -> None:
+    state = after(chunk.state, Event.EMPTY)
+    assert state is not None
+    doomed = replace(chunk, state=state)
+    counters = get_counters(txn)
+    put_counters(txn, replace(counters, chunks_doomed=counters.chunks_doomed + 1))
+    if not chunk.fragments:
+        _forget(txn, doomed)
+        return
+    put_chunk(txn, doomed)
+    for fragment in chunk.fragments:
+        txn.put(doomed_key(fragment.disk, chunk.chunk), b"")
+
+
+def _forget(txn: Writer, chunk: Chunk) -> None:
+    after(chunk.state, Event.DROP)
+    txn.delete(chunk_key(chunk.chunk))
+    counters = get_counters(txn)
+    put_counters(
+        txn,
+        replace(counters, chunks=counters.chunks - 1, chunks_doomed=counters.chunks_doomed - 1),
+    )
+
+
+def drop_fragments(txn: Writer, command: DropFragments) -> None:
+    """A disk has deleted its fragments of these chunks. What is not DOOMED is left alone."""
+    disk = command.disk
+    for chunk_id in command.chunks:
+        key = doomed_key(disk, chunk_id)
+        chunk = get_chunk(txn, chunk_id)
+        if chunk is None or txn.get(key) is None:
+            continue
+        txn.delete(key)
+        txn.delete(fragment_by_disk_key(disk, chunk_id))
+        left = tuple(fragment for fragment in chunk.fragments if fragment.disk != disk)
+        chunk = replace(chunk, fragments=left)
+        if left:
+            put_chunk(txn, chunk)
+        else:
+            _forget(txn, chunk)
+
+
+def mark(txn: Writer, command: MarkFragments) -> None:
+    """Set the state of fragments. Marks of chunks or disks that do not fit are left out.
+
+    A fragment does not become GOOD beside another GOOD one of the same index.
+    """
+    by_chunk: dict[ChunkId, dict[DiskId, FragmentState]] = {}
+    for one in command.marks:
+        by_chunk.setdefault(one.chunk, {})[one.disk] = one.state
+    for chunk_id, states in by_chunk.items():
+        chunk = get_chunk(txn, chunk_id)
+        if chunk is None or chunk.state is ChunkState.DOOMED:
+            continue
+        good = {f.index for f in chunk.fragments if f.state is FragmentState.GOOD}
+        fragments = []
+        for fragment in chunk.fragments:
+            state = states.get(fragment.disk, fragment.state)
+            if state is not fragment.state and not (
+                state is FragmentState.GOOD and fragment.index in good
+            ):
+                fragment = replace(fragment, state=state)
+                if state is FragmentState.GOOD:
+                    good.add(fragment.index)
+            fragments.append(fragment)
+        if tuple(fragments) != chunk.fragments:
+            put_chunk(txn, replace(chunk, fragments=tuple(fragments)))
+
+
+def _broken(chunk_id: ChunkId) -> DfsError:
+    return DfsError(
+        f"the metadata of chunk {chunk_id} contradicts that of the files in it",
+        hint="run dfs admin fsck",
+    )

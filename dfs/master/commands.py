@@ -1,0 +1,211 @@
+"""Every change of the master's state, as a value.
+
+`State.apply` is a pure function of the state and one of these: the time, the random choices
+(placement, uuids) and the caller's identity are inside the command, so that a log of commands
+replayed anywhere gives the same state, byte for byte. Numbers are never reused; append fields
+with defaults, never reorder.
+
+`Command[R]` says what `State.apply` and `Journal.append` return for it.
+"""
+
+from typing import Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from dfs.core.chunk import Chunk, FragmentState
+from dfs.core.ids import ChunkId, DiskId, PolicyId, SessionId
+from dfs.core.policy import Policy
+from dfs.master.keyspace import DiskRecord, ServerRecord, SessionRecord
+from dfs.wire.messages import AnyOp, Cred
+
+R = TypeVar("R")
+
+
+class Command(msgspec.Struct, Generic[R], array_like=True, frozen=True, tag_field="command"):
+    """Base of all. `time_ns` is the master's clock when it made the command."""
+
+    time_ns: int
+
+
+class SessionCommand(Command[R], Generic[R], frozen=True):
+    """Takes effect once: a repeat of (session, sequence) returns the first result.
+
+    Raises SessionError where the session is unknown, or the sequence has left the window.
+    A command that raises has no effect and is not remembered.
+    """
+
+    session: SessionId
+    sequence: int
+
+
+# ------------------------------------------------------------------ the cluster as a whole
+
+
+class Format(Command[None], frozen=True, tag=1):
+    """Make the root, the built-in policies and the cluster's identity. Only on an empty store."""
+
+    cluster: str
+    uid: int = 0
+    gid: int = 0
+
+
+class StartMaster(Command[None], frozen=True, tag=2):
+    """A master begins to serve: skip `skip_ids` ids of inodes, chunks and sessions.
+
+    A power cut may take the last second of the log with it, and with that the memory of ids
+    that clients and disks still know. They must not be given twice.
+    """
+
+    skip_ids: int = 1 << 20
+
+
+# ------------------------------------------------------------------ sessions
+
+
+class OpenSession(Command[SessionRecord], frozen=True, tag=10):
+    """A retry with the same client and nonce gets the same session."""
+
+    client: str
+    nonce: int
+    address: str = ""
+
+
+class CloseSession(Command[None], frozen=True, tag=11):
+    """Release everything a session holds. An unknown one is no error: it is closed."""
+
+    session: SessionId
+
+
+class ExpireSession(Command[None], frozen=True, tag=12):
+    """As CloseSession, by the master's decision: the lease ran out."""
+
+    session: SessionId
+
+
+# ------------------------------------------------------------------ the namespace
+
+
+class ApplyOps(SessionCommand[bytes], frozen=True, tag=20):
+    """messages.Apply. Returns the msgpack body of messages.Applied."""
+
+    cred: Cred
+    ops: tuple[AnyOp, ...]
+
+
+class PurgeResult(msgspec.Struct, frozen=True):
+    freed: int
+    """Rows that this step removed."""
+    more: bool
+    """There is more to purge now."""
+
+
+class PurgeStep(Command[PurgeResult], frozen=True, tag=21):
+    """Free up to `limit` rows of removed and truncated files and of closed sessions."""
+
+    limit: int = 1000
+
+
+class CreatePolicy(SessionCommand[Policy], frozen=True, tag=22):
+    """Raises FileSystemError: EEXIST for a name in use, EINVAL for values out of range."""
+
+    policy: Policy
+
+
+# ------------------------------------------------------------------ chunks
+
+
+class Placement(msgspec.Struct, array_like=True, frozen=True):
+    """Where a new chunk goes: `disks[i]` gets fragment i. `k` 1 may have fewer than 1 + m."""
+
+    k: int
+    m: int
+    disks: tuple[DiskId, ...]
+
+
+class AllocateChunks(SessionCommand[tuple[Chunk, ...]], frozen=True, tag=30):
+    """One new OPEN chunk for each placement, owned by the session."""
+
+    policy: PolicyId
+    placements: tuple[Placement, ...]
+
+
+class SealChunk(SessionCommand[None], frozen=True, tag=31):
+    """By its owner. `lost` are indexes of fragments that failed."""
+
+    chunk: ChunkId
+    length: int
+    lost: tuple[int, ...] = ()
+
+
+class SealAbandoned(Command[None], frozen=True, tag=32):
+    """By the master, for an OPEN chunk whose session is gone. Other chunks are left alone."""
+
+    chunk: ChunkId
+    length: int
+    lost: tuple[int, ...] = ()
+
+
+class FragmentMark(msgspec.Struct, array_like=True, frozen=True):
+    chunk: ChunkId
+    disk: DiskId
+    state: FragmentState
+
+
+class MarkFragments(Command[None], frozen=True, tag=33):
+    """Note what became of fragments. Marks of unknown chunks or disks are left out."""
+
+    marks: tuple[FragmentMark, ...]
+
+
+class DropFragments(Command[None], frozen=True, tag=34):
+    """The disk has deleted its fragments of these DOOMED chunks: forget them.
+
+    A chunk is gone with its last fragment. What is not doomed there is left alone.
+    """
+
+    disk: DiskId
+    chunks: tuple[ChunkId, ...]
+
+
+# ------------------------------------------------------------------ servers and disks
+
+
+class DiskIdentity(msgspec.Struct, array_like=True, frozen=True):
+    uuid: str
+    path: str
+
+
+class Registration(msgspec.Struct, frozen=True):
+    server: ServerRecord
+    disks: tuple[DiskRecord, ...]
+    """In the order of the command."""
+
+
+class RegisterServer(Command[Registration], frozen=True, tag=40):
+    """A server announced itself: give ids to what is new, note what changed."""
+
+    uuid: str
+    address: str
+    rack: str
+    zone: str
+    version: str
+    disks: tuple[DiskIdentity, ...]
+
+
+AnyCommand: TypeAlias = (
+    Format
+    | StartMaster
+    | OpenSession
+    | CloseSession
+    | ExpireSession
+    | ApplyOps
+    | PurgeStep
+    | CreatePolicy
+    | AllocateChunks
+    | SealChunk
+    | SealAbandoned
+    | MarkFragments
+    | DropFragments
+    | RegisterServer
+)
+"""For decoding a logged command."""

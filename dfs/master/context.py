@@ -1,0 +1,24 @@
+"""What one namespace operation runs in: the transaction, the time, the caller."""
+
+from typing import Final
+
+from dfs.core.ids import SessionId
+from dfs.master.transaction import Transaction
+from dfs.wire.messages import Cred
+
+INLINE_ROWS_PER_COMMAND: Final = 4096
+"""Rows one command frees by itself before it leaves the rest to the purge queue."""
+
+
+class Context:
+    """One for each command; `txn` is the child transaction of the operation that runs now."""
+
+    __slots__ = ("cred", "inline_rows", "now", "session", "txn")
+
+    def __init__(self, txn: Transaction, now_ns: int, session: SessionId, cred: Cred) -> None:
+        self.txn = txn
+        self.now = now_ns
+        self.session = session
+        self.cred = cred
+        self.inline_rows = INLINE_ROWS_PER_COMMAND
+        """How many rows the command may still free inline."""

@@ -1,0 +1,190 @@
+"""Operations on a file's data: commit, truncate, punch a hole, clone a range."""
+
+import errno
+import stat
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+from msgspec.structs import replace as changed
+
+from dfs.core.errors import FileSystemError, refuse
+from dfs.core.ids import FILE_SIZE_MAX_BYTES
+from dfs.core.inode import Extent, Inode
+from dfs.master import extents, sessions
+from dfs.master.context import Context
+from dfs.master.keyspace import get_inode, put_inode, xattr_key
+from dfs.master.permissions import READ, WRITE, mode_after_write, refused
+from dfs.master.removal import TRIMMED, XATTRS, cut_off
+from dfs.wire.messages import CloneRange, Commit, PunchHole
+
+CLONE_EXTENTS_MAX: Final = 16384
+"""Extents that one CloneRange copies at most: about 0.2 s of the master's time."""
+
+CAPABILITY: Final = b"security.capability"
+"""Whoever writes to a file takes its capabilities away, as with the set-id bits."""
+
+
+def regular_file(ctx: Context, ino: int) -> Inode:
+    """Raises ENOENT, EISDIR, or EINVAL for what is neither file nor directory."""
+    inode = get_inode(ctx.txn, ino)
+    if inode is None:
+        raise refuse(errno.ENOENT, f"inode {ino}")
+    if not stat.S_ISREG(inode.mode):
+        raise refused(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL, inode)
+    return inode
+
+
+def written(ctx: Context, inode: Inode, *, mtime_ns: int | None = None) -> Inode:
+    """The inode after a change of its data, apart from what changed. Drops privileges."""
+    if inode.flags & XATTRS:
+        # The flag stays: it says that there may be attributes.
+        ctx.txn.delete(xattr_key(inode.ino, CAPABILITY))
+    return changed(
+        inode,
+        mode=mode_after_write(inode, ctx.cred),
+        mtime_ns=ctx.now if mtime_ns is None else mtime_ns,
+        ctime_ns=ctx.now,
+        version=inode.version + 1,
+    )
+
+
+def commit(ctx: Context, op: Commit) -> Inode:
+    """Raises, beside the refusals of `regular_file` and `extents.check`, EACCES and EFBIG."""
+    inode = regular_file(ctx, op.ino)
+    sessions.require_data(ctx, inode, WRITE)
+    base = inode.size if op.append else 0
+    extents.check(ctx.txn, ctx.session, op.extents, base)
+    size = inode.size
+    if op.size is not None:
+        size = max(size, check_size(base + op.size))
+    if not op.extents and size == inode.size and op.mtime_ns is None:
+        return inode
+    if op.extents:
+        size = max(size, base + max(extent.end for extent in op.extents))
+    allocated = inode.allocated + _lay(ctx, inode, op.extents, base)
+    inode = changed(written(ctx, inode, mtime_ns=op.mtime_ns), size=size, allocated=allocated)
+    put_inode(ctx.txn, inode)
+    return inode
+
+
+def _lay(ctx: Context, inode: Inode, pieces: Sequence[Extent], base: int) -> int:
+    """Lay extents over the file's, shifted by `base`. Returns the change of allocated bytes."""
+    if base:
+        pieces = [extents.shifted(extent, base) for extent in pieces]
+    ledger = extents.Ledger()
+    trimmed = bool(inode.flags & TRIMMED)
+    if inode.allocated == 0 and not trimmed and extents.ascending(pieces):
+        change = extents.fill(ctx.txn, inode.ino, pieces, ledger)
+    else:
+        change = 0
+        for extent in pieces:
+            change += extents.replace(ctx.txn, inode.ino, extent, ledger, trimmed=trimmed)
+    ledger.book(ctx.txn)
+    return change
+
+
+def check_size(size: int) -> int:
+    """A file size from outside. Raises EINVAL, EFBIG."""
+    if size < 0:
+        raise refuse(errno.EINVAL, f"size {size}")
+    if size > FILE_SIZE_MAX_BYTES:
+        raise refuse(errno.EFBIG, f"size {size}")
+    return size
+
+
+def truncated(ctx: Context, inode: Inode, size: int) -> Inode:
+    """The inode cut or extended to `size`, not stored yet. The caller checked permission."""
+    allocated, flags = inode.allocated, inode.flags
+    if size < inode.size:
+        allocated, flags = cut_off(ctx, inode, size, extents.ALL)
+    return changed(written(ctx, inode), size=size, allocated=allocated, flags=flags)
+
+
+def punch_hole(ctx: Context, op: PunchHole) -> Inode:
+    """As fallocate(2) with KEEP_SIZE: the size stays."""
+    inode = regular_file(ctx, op.ino)
+    if op.offset < 0 or op.length <= 0:
+        raise refuse(errno.EINVAL, f"hole of {op.length} bytes at {op.offset}")
+    if op.offset + op.length > FILE_SIZE_MAX_BYTES:
+        raise refuse(errno.EFBIG, f"hole of {op.length} bytes at {op.offset}")
+    sessions.require_data(ctx, inode, WRITE)
+    allocated, flags = cut_off(ctx, inode, op.offset, op.offset + op.length)
+    inode = changed(written(ctx, inode), allocated=allocated, flags=flags)
+    put_inode(ctx.txn, inode)
+    return inode
+
+
+def clone_range(ctx: Context, op: CloneRange) -> Inode:
+    """As ioctl_ficlonerange(2), without its alignment rules. Returns the target's inode."""
+    source = regular_file(ctx, op.ino)
+    target = source if op.new_ino == op.ino else regular_file(ctx, op.new_ino)
+    offset, new_offset, length = op.offset, op.new_offset, op.length
+    if offset < 0 or new_offset < 0 or length < 0:
+        raise refuse(errno.EINVAL, f"clone of {length} bytes at {offset}")
+    sessions.require_data(ctx, source, READ)
+    sessions.require_data(ctx, target, WRITE)
+    if length == 0:
+        length = max(0, source.size - offset)
+    if offset > source.size or offset + length > source.size:
+        raise refuse(errno.EINVAL, f"clone past the end of inode {source.ino}")
+    if length == 0:
+        return target
+    if new_offset + length > FILE_SIZE_MAX_BYTES:
+        raise refuse(errno.EFBIG, f"clone to {new_offset}")
+    if source.ino == target.ino and abs(offset - new_offset) < length:
+        raise refuse(errno.EINVAL, f"clone of a range of inode {source.ino} onto itself")
+    pieces = _shared(ctx, source, offset, length, new_offset - offset)
+    freed = _clear(ctx, target, new_offset, new_offset + length)
+    target = changed(
+        written(ctx, target),
+        size=max(target.size, new_offset + length),
+        allocated=target.allocated - freed,
+    )
+    target = changed(target, allocated=target.allocated + _lay(ctx, target, pieces, 0))
+    put_inode(ctx.txn, target)
+    return target
+
+
+def _shared(ctx: Context, source: Inode, offset: int, length: int, shift: int) -> list[Extent]:
+    """The extents of a range of `source`, cut to it and moved by `shift`."""
+    pieces: list[Extent] = []
+    end = offset + length
+    trimmed = bool(source.flags & TRIMMED)
+    if not source.allocated:
+        return pieces
+    for extent in extents.visible(ctx.txn, source.ino, offset, end, trimmed=trimmed):
+        low, high = max(extent.file_offset, offset), min(extent.end, end)
+        pieces.append(
+            Extent(
+                low + shift,
+                high - low,
+                extent.chunk,
+                extent.chunk_offset + low - extent.file_offset,
+            )
+        )
+        if len(pieces) > CLONE_EXTENTS_MAX:
+            raise _too_many(source)
+    return pieces
+
+
+def _clear(ctx: Context, target: Inode, start: int, end: int) -> int:
+    """Free a range that a clone will fill. Returns the bytes that were allocated."""
+    if not target.allocated:
+        return 0
+    under = extents.stored(ctx.txn, target.ino, start, end)
+    if sum(1 for _ in islice(under, CLONE_EXTENTS_MAX + 1)) > CLONE_EXTENTS_MAX:
+        raise _too_many(target)
+    ledger = extents.Ledger()
+    trimmed = bool(target.flags & TRIMMED)
+    freed = extents.cut(ctx.txn, target.ino, start, end, ledger, trimmed=trimmed)
+    ledger.book(ctx.txn)
+    return freed
+
+
+def _too_many(inode: Inode) -> FileSystemError:
+    return FileSystemError(
+        f"inode {inode.ino} has more than {CLONE_EXTENTS_MAX} extents in that range",
+        errno=errno.EFBIG,
+        hint="clone it in several ranges",
+    )

@@ -1,0 +1,22 @@
+"""What background jobs work with: the state, the servers, and the way to both."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dfs.master.journal import Journal
+from dfs.master.keyspace import Reader
+from dfs.master.liveness import Liveness
+from dfs.wire.pool import Pool
+
+
+@dataclass(frozen=True)
+class JobContext:
+    journal: Journal
+    """Changes the state."""
+    reader: Reader
+    """Reads it."""
+    liveness: Liveness
+    pool: Pool
+    """Calls chunk servers."""
+    now_ns: Callable[[], int]
+    """Wall clock, for commands."""

@@ -1,0 +1,108 @@
+"""Freeing what nobody refers to any more: rows of removed files, fragments of doomed chunks.
+
+`PurgeFiles` works through the purge queue of the state, one bounded command after the other.
+`PurgeFragments` tells disks to delete their fragments of doomed chunks, and has the state forget
+them once the disk says that they are gone. The doomed table is in order of disk, so disks
+that are down keep their rows, cost nothing, and are served when they return.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+import trio
+
+from dfs.core.chunk import DiskLocation
+from dfs.core.errors import DfsError
+from dfs.core.ids import ChunkId, DiskId
+from dfs.master import purge
+from dfs.master.commands import DropFragments, PurgeStep
+from dfs.master.jobs.context import JobContext
+from dfs.master.keyspace import DOOMED, Reader, doomed_key, key_id, prefix_end, second_id
+from dfs.master.liveness import SERVES
+from dfs.wire.messages import DeleteFragments, Empty
+
+log = logging.getLogger(__name__)
+
+STEP_ROWS: Final = 500
+"""Rows that one command frees: a few milliseconds of the event loop."""
+DELETE_BATCH: Final = 256
+"""Fragments that a disk is asked to delete at a time."""
+DROP_BATCH: Final = 64
+"""Fragments that one command forgets."""
+DISKS_AT_ONCE: Final = 8
+DELETE_TIMEOUT_S: Final = 60.0
+
+
+class PurgeFiles:
+    """Frees extents and attributes of removed and truncated files, and leftovers of sessions."""
+
+    name = "purging removed files"
+    idle_s = 0.5
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+
+    async def run_once(self) -> bool:
+        if not purge.pending(self._context.reader):
+            return False
+        step = PurgeStep(time_ns=self._context.now_ns(), limit=STEP_ROWS)
+        result = self._context.journal.append(step)
+        await trio.lowlevel.checkpoint()
+        return result.more
+
+
+class PurgeFragments:
+    """Deletes fragments of doomed chunks from the disks."""
+
+    name = "deleting fragments"
+    idle_s = 0.5
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        self._limit = trio.CapacityLimiter(DISKS_AT_ONCE)
+
+    async def run_once(self) -> bool:
+        """A batch from each disk that can be reached. True if any disk has more."""
+        more: list[DiskId] = []
+        async with trio.open_nursery() as nursery:
+            for disk in disks_with_doomed(self._context.reader):
+                place = self._context.liveness.location(disk)
+                if place is not None and place.state in SERVES:
+                    nursery.start_soon(self._delete_batch, place, more)
+        return bool(more)
+
+    async def _delete_batch(self, place: DiskLocation, more: list[DiskId]) -> None:
+        context = self._context
+        disk = place.disk
+        async with self._limit:
+            batch = doomed_on(context.reader, disk, DELETE_BATCH)
+            request = DeleteFragments(disk, tuple(batch))
+            try:
+                await context.pool.call(place.address, request, Empty, timeout_s=DELETE_TIMEOUT_S)
+            except DfsError as error:
+                log.info("disk %d at %s deletes nothing now: %s", disk, place.address, error)
+                return
+            for start in range(0, len(batch), DROP_BATCH):
+                part = tuple(batch[start : start + DROP_BATCH])
+                context.journal.append(
+                    DropFragments(time_ns=context.now_ns(), disk=disk, chunks=part)
+                )
+                await trio.lowlevel.checkpoint()
+            if len(batch) == DELETE_BATCH:
+                more.append(disk)
+
+
+def disks_with_doomed(reader: Reader) -> Iterator[DiskId]:
+    """Disks that still have fragments of doomed chunks: one seek each."""
+    start = DOOMED
+    while (row := next(reader.scan(start, prefix_end(DOOMED)), None)) is not None:
+        disk = key_id(row[0])
+        yield disk
+        start = doomed_key(disk + 1, 0)
+
+
+def doomed_on(reader: Reader, disk: DiskId, limit: int) -> list[ChunkId]:
+    rows = reader.scan(doomed_key(disk, 0), doomed_key(disk + 1, 0))
+    return [second_id(key) for key, _ in islice(rows, limit)]

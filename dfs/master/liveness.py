@@ -1,0 +1,358 @@
+"""Which servers and disks answer right now: in memory, from heartbeats and an injected clock.
+
+Who the servers and disks are is in the store (`membership`); this is what the store cannot know.
+The life of a server, where silence counts from its last heartbeat:
+
+    any        a registration or heartbeat                            -> UP
+    UP         silent for suspect_after_s; or for hint_after_s, where
+               its connection broke and none took its place           -> SUSPECT
+    SUSPECT    silent for down_after_s                                -> DOWN
+    (start)    known from the store, not heard since the master began -> SUSPECT
+
+Owned by the master's service, which feeds it; read by placement, layouts, status and the jobs.
+Nothing here blocks or yields.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from random import Random
+from typing import Final
+
+import msgspec
+
+from dfs.core.chunk import DiskLocation, DiskState
+from dfs.core.ids import DiskId, ServerId
+from dfs.core.policy import Policy
+from dfs.master.keyspace import DiskRecord, ServerRecord
+from dfs.master.placement import DiskView, Placement, PlacementMap
+from dfs.wire.messages import DiskInfo, DiskReport, ServerInfo
+
+FULL_BELOW_BYTES: Final = 64 * 1024 * 1024
+FULL_BELOW_SHARE: Final = 64
+"""A disk is FULL with less than 64 MiB free, or less than 1/64 of its capacity if that is less."""
+
+SERVES: Final = frozenset((DiskState.UP, DiskState.FULL, DiskState.DRAINING))
+"""States in which a disk answers reads."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """When silence means what. Seconds."""
+
+    heartbeat_s: float = 1.0
+    suspect_after_s: float = 3.5
+    hint_after_s: float = 1.5
+    down_after_s: float = 60.0
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Bytes over all disks that are not DOWN or FAILED."""
+
+    capacity: int
+    used: int
+    free: int
+
+
+class _Disk:
+    __slots__ = ("location", "record", "report", "state")
+
+    def __init__(self, record: DiskRecord, location: DiskLocation) -> None:
+        self.record = record
+        self.report: DiskReport | None = None
+        self.state = DiskState.SUSPECT
+        self.location = location
+
+
+class _Server:
+    __slots__ = ("broke_at", "disks", "heard_at", "record", "state")
+
+    def __init__(self, record: ServerRecord) -> None:
+        self.record = record
+        self.disks: dict[str, _Disk] = {}
+        """By UUID."""
+        self.state = DiskState.SUSPECT
+        self.heard_at: float | None = None
+        self.broke_at: float | None = None
+
+
+class Liveness:
+    """All registered servers and disks, and how they are."""
+
+    def __init__(self, timing: Timing, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds that only go forward."""
+        self._timing = timing
+        self._clock = clock
+        self._started = clock()
+        self._servers: dict[ServerId, _Server] = {}
+        self._disks: dict[DiskId, _Disk] = {}
+        self._map: PlacementMap | None = None
+        self.version = 0
+        """Goes up whenever a location or state changes."""
+
+    def __repr__(self) -> str:
+        up = sum(server.state is DiskState.UP for server in self._servers.values())
+        return f"<Liveness {up} of {len(self._servers)} servers up, {len(self._disks)} disks>"
+
+    # ------------------------------------------------------------------ what is heard
+
+    def load(self, servers: Iterable[ServerRecord], disks: Iterable[DiskRecord]) -> None:
+        """Take over what the store knows, at the start of the master."""
+        for record in servers:
+            self._servers[record.server] = _Server(record)
+        for disk in disks:
+            self._place_disk(self._servers[disk.server], disk)
+        self._moved()
+
+    def admit(
+        self, server: ServerRecord, disks: Iterable[DiskRecord], reports: Iterable[DiskReport]
+    ) -> None:
+        """A server has registered with these disks; `reports` are what it said of them."""
+        entry = self._servers.get(server.server)
+        if entry is None:
+            entry = self._servers[server.server] = _Server(server)
+        entry.record = server
+        for disk in disks:
+            self._place_disk(entry, disk)
+        for known in entry.disks.values():
+            known.location = self._locate(known.record, entry)
+            known.report = None
+        self._moved()
+        self._hear(entry, reports)
+
+    def heartbeat(self, server: ServerId, reports: Iterable[DiskReport]) -> bool:
+        """A sign of life. False: the server or a disk is unknown, it shall register."""
+        entry = self._servers.get(server)
+        if entry is None:
+            return False
+        reports = tuple(reports)
+        if any(report.uuid not in entry.disks for report in reports):
+            return False
+        self._hear(entry, reports)
+        return True
+
+    def _hear(self, entry: _Server, reports: Iterable[DiskReport]) -> None:
+        entry.heard_at = self._clock()
+        entry.broke_at = None
+        entry.state = DiskState.UP
+        heard = {report.uuid: report for report in reports}
+        for uuid, disk in entry.disks.items():
+            disk.report = heard.get(uuid)
+        self._refresh(entry)
+
+    def connection_broke(self, server: ServerId) -> None:
+        """The server's connection ended. Only a hint: believed if it stays silent."""
+        entry = self._servers.get(server)
+        if entry is not None and entry.state is DiskState.UP and entry.broke_at is None:
+            entry.broke_at = self._clock()
+
+    def tick(self) -> list[tuple[ServerRecord, DiskState]]:
+        """Draw conclusions from silence. Call it a few times a second.
+
+        Returns the servers whose state changed.
+        """
+        now = self._clock()
+        changed = []
+        for entry in self._servers.values():
+            state = self._judge(entry, now)
+            if state is not entry.state:
+                entry.state = state
+                self._refresh(entry)
+                changed.append((entry.record, state))
+        return changed
+
+    def _judge(self, entry: _Server, now: float) -> DiskState:
+        timing = self._timing
+        silent_s = now - (self._started if entry.heard_at is None else entry.heard_at)
+        if silent_s >= timing.down_after_s:
+            return DiskState.DOWN
+        broke = entry.broke_at is not None and now - entry.broke_at >= timing.hint_after_s
+        if entry.heard_at is None or silent_s >= timing.suspect_after_s or broke:
+            return DiskState.SUSPECT
+        return DiskState.UP
+
+    # ------------------------------------------------------------------ keeping in step
+
+    def _place_disk(self, entry: _Server, record: DiskRecord) -> None:
+        old = self._disks.get(record.disk)
+        if old is not None and old.record.server != record.server:
+            self._servers[old.record.server].disks.pop(record.uuid, None)
+        disk = _Disk(record, self._locate(record, entry))
+        self._disks[record.disk] = entry.disks[record.uuid] = disk
+
+    def _locate(self, disk: DiskRecord, entry: _Server) -> DiskLocation:
+        server = entry.record
+        return DiskLocation(
+            disk.disk, server.server, server.address, server.rack, server.zone, DiskState.SUSPECT
+        )
+
+    def _moved(self) -> None:
+        """Servers or disks came or moved: the placement map must be built anew."""
+        self._map = None
+        self.version += 1
+
+    def _refresh(self, entry: _Server) -> None:
+        """Work out the state of each disk of a server anew."""
+        for disk in entry.disks.values():
+            state = _disk_state(entry.state, disk.report)
+            if state is not disk.state or state is not disk.location.state:
+                disk.state = state
+                disk.location = msgspec.structs.replace(disk.location, state=state)
+                self.version += 1
+            if self._map is not None:
+                report = disk.report
+                capacity, free = (report.capacity, report.free) if report else (0, 0)
+                self._map.update(disk.record.disk, state, capacity, free)
+
+    # ------------------------------------------------------------------ what is asked
+
+    def choose(
+        self, policy: Policy, *, random: Random, avoid: Collection[DiskId] = (), near: str = ""
+    ) -> Placement:
+        """See `PlacementMap.choose`."""
+        return self._placement_map().choose(policy, random=random, avoid=avoid, near=near)
+
+    def charge(self, disks: Iterable[DiskId], length_bytes: int) -> None:
+        """See `PlacementMap.charge`."""
+        self._placement_map().charge(disks, length_bytes)
+
+    def _placement_map(self) -> PlacementMap:
+        if self._map is None:
+            self._map = PlacementMap(self._view(disk) for disk in self._disks.values())
+        return self._map
+
+    def _view(self, disk: _Disk) -> DiskView:
+        place, report = disk.location, disk.report
+        return DiskView(
+            disk=disk.record.disk,
+            server=place.server,
+            host=place.address.rpartition(":")[0],
+            address=place.address,
+            path=disk.record.path,
+            rack=place.rack,
+            zone=place.zone,
+            state=disk.state,
+            capacity=report.capacity if report else 0,
+            free=report.free if report else 0,
+        )
+
+    def location(self, disk: DiskId) -> DiskLocation | None:
+        """Where a disk is and how it is now; None if it was never registered."""
+        entry = self._disks.get(disk)
+        return None if entry is None else entry.location
+
+    def locations(self, disks: Iterable[DiskId]) -> tuple[DiskLocation, ...]:
+        """Of the disks that are known, each once."""
+        known = self._disks
+        return tuple(known[disk].location for disk in dict.fromkeys(disks) if disk in known)
+
+    def state(self, disk: DiskId) -> DiskState:
+        """DOWN for one that is unknown."""
+        entry = self._disks.get(disk)
+        return DiskState.DOWN if entry is None else entry.state
+
+    def server_state(self, server: ServerId) -> DiskState:
+        entry = self._servers.get(server)
+        return DiskState.DOWN if entry is None else entry.state
+
+    def is_served(self, disk: DiskId) -> bool:
+        """Its server is UP, on a connection that stands, and lists it."""
+        entry = self._disks.get(disk)
+        if entry is None or entry.report is None:
+            return False
+        return self.answers(entry.record.server)
+
+    def answers(self, server: ServerId) -> bool:
+        """It is UP, on a connection that stands."""
+        entry = self._servers.get(server)
+        return entry is not None and entry.state is DiskState.UP and entry.broke_at is None
+
+    def disks_of(self, server: ServerId) -> tuple[DiskId, ...]:
+        entry = self._servers.get(server)
+        disks = entry.disks.values() if entry else ()
+        return tuple(disk.record.disk for disk in disks)
+
+    def server(self, server: ServerId) -> ServerRecord | None:
+        entry = self._servers.get(server)
+        return None if entry is None else entry.record
+
+    @property
+    def server_count(self) -> int:
+        """Servers registered, up or not."""
+        return len(self._servers)
+
+    def server_of(self, disk: DiskId) -> ServerId:
+        """0 if the disk is unknown."""
+        entry = self._disks.get(disk)
+        return 0 if entry is None else entry.record.server
+
+    def presumed_alive(self, disk: DiskId) -> bool:
+        """It answers reads; or the master has just begun, and has had no time to hear from it."""
+        entry = self._disks.get(disk)
+        if entry is None:
+            return False
+        if entry.state in SERVES:
+            return True
+        server = self._servers[entry.record.server]
+        early = self._clock() - self._started < self._timing.suspect_after_s
+        return early and server.heard_at is None
+
+    def totals(self) -> Totals:
+        alive = [
+            disk.report
+            for disk in self._disks.values()
+            if disk.report and disk.state not in (DiskState.DOWN, DiskState.FAILED)
+        ]
+        return Totals(
+            sum(report.capacity for report in alive),
+            sum(report.used for report in alive),
+            sum(report.free for report in alive),
+        )
+
+    def server_infos(self) -> tuple[ServerInfo, ...]:
+        """All servers and their disks, in order of number."""
+        now = self._clock()
+        return tuple(self._info(self._servers[number], now) for number in sorted(self._servers))
+
+    def _info(self, entry: _Server, now: float) -> ServerInfo:
+        record = entry.record
+        return ServerInfo(
+            server=record.server,
+            uuid=record.uuid,
+            address=record.address,
+            rack=record.rack,
+            zone=record.zone,
+            state=entry.state,
+            version=record.version,
+            last_heartbeat_s=-1.0 if entry.heard_at is None else now - entry.heard_at,
+            disks=tuple(
+                _disk_info(disk)
+                for disk in sorted(entry.disks.values(), key=lambda disk: disk.record.disk)
+            ),
+        )
+
+
+def _disk_state(server: DiskState, report: DiskReport | None) -> DiskState:
+    if server is not DiskState.UP:
+        return server
+    if report is None or report.failed:
+        return DiskState.FAILED
+    if report.free < min(FULL_BELOW_BYTES, report.capacity // FULL_BELOW_SHARE) or not report.free:
+        return DiskState.FULL
+    return DiskState.UP
+
+
+def _disk_info(disk: _Disk) -> DiskInfo:
+    record, report = disk.record, disk.report
+    error = report.error if report else ""
+    if report is None and disk.state is DiskState.FAILED:
+        error = "its server runs without it"
+    return DiskInfo(
+        disk=record.disk,
+        uuid=record.uuid,
+        server=record.server,
+        path=record.path,
+        state=disk.state,
+        capacity=report.capacity if report else 0,
+        used=report.used if report else 0,
+        free=report.free if report else 0,
+        fragments=report.fragments if report else 0,
+        error=error,
+    )

@@ -1,0 +1,107 @@
+"""What happens to data that nobody names any more: freed at once if little, else queued.
+
+`remove` and `cut_off` cost a bounded number of steps, whatever the size of the file. The
+purge (see `purge`) does the rest:
+
+- A removed inode is gone at once; its extents and extended attributes stay behind, under an
+  ino that is never used again, with a row in the purge queue.
+- A range cut off a file that lives on is noted as a trim (see `trims`).
+"""
+
+from typing import Final
+
+import msgspec
+
+from dfs.core.ids import InodeId
+from dfs.core.inode import Inode, InodeFlag
+from dfs.master import extents, trims
+from dfs.master.context import Context
+from dfs.master.keyspace import (
+    XATTR,
+    get_counters,
+    inode_key,
+    orphan_key,
+    purge_key,
+    put_counters,
+    scan_prefix,
+    u64,
+)
+from dfs.master.transaction import Transaction
+
+INLINE_ROWS: Final = 128
+"""Extents (or extended attributes) that one operation frees by itself."""
+
+TRIMMED: Final = int(InodeFlag.TRIMMED)
+XATTRS: Final = int(InodeFlag.XATTRS)
+
+
+def remove(ctx: Context, inode: Inode) -> None:
+    """The inode has no name and is not open: it is gone."""
+    txn = ctx.txn
+    ino = inode.ino
+    txn.delete(inode_key(ino))
+    txn.delete(orphan_key(ino))
+    counters = get_counters(txn)
+    put_counters(txn, msgspec.structs.replace(counters, inodes=counters.inodes - 1))
+    queued = bool(inode.flags & TRIMMED)
+    if inode.allocated and not queued:
+        queued = not _free_inline(ctx, ino, 0, extents.ALL)
+    if inode.flags & XATTRS and not queued:
+        queued = delete_xattrs(txn, ino, INLINE_ROWS) == 0
+    if queued:
+        txn.put(purge_key(ino), u64(0))
+
+
+def cut_off(ctx: Context, inode: Inode, start: int, end: int) -> tuple[int, int]:
+    """The bytes of [start, end) read as zero from now on.
+
+    Returns the inode's new (allocated, flags), for the caller to store.
+    """
+    txn = ctx.txn
+    ino = inode.ino
+    if not inode.allocated:
+        return 0, inode.flags
+    trimmed = bool(inode.flags & TRIMMED)
+    rows = _count(ctx, ino, start, end)
+    if rows is not None:
+        ctx.inline_rows -= rows
+        ledger = extents.Ledger()
+        freed = extents.cut(txn, ino, start, end, ledger, trimmed=trimmed)
+        ledger.book(txn)
+        return inode.allocated - freed, inode.flags
+    extents.split(txn, ino, start)
+    extents.split(txn, ino, end)
+    trims.add(txn, ino, start, end)
+    txn.put(purge_key(ino), u64(0))
+    return inode.allocated, inode.flags | TRIMMED
+
+
+def _count(ctx: Context, ino: InodeId, start: int, end: int) -> int | None:
+    """Extents in the range, if they are few enough to be freed inline."""
+    limit = min(INLINE_ROWS, ctx.inline_rows)
+    rows = 0
+    for _ in extents.stored(ctx.txn, ino, start, end):
+        rows += 1
+        if rows > limit:
+            return None
+    return rows
+
+
+def _free_inline(ctx: Context, ino: InodeId, start: int, end: int) -> bool:
+    rows = _count(ctx, ino, start, end)
+    if rows is None:
+        return False
+    ctx.inline_rows -= rows
+    ledger = extents.Ledger()
+    extents.cut(ctx.txn, ino, start, end, ledger, trimmed=False)
+    ledger.book(ctx.txn)
+    return True
+
+
+def delete_xattrs(txn: Transaction, ino: InodeId, limit: int) -> int:
+    """Returns what is left of `limit`; 0 means that there may be more."""
+    rows = scan_prefix(txn, XATTR + u64(ino))
+    for key in [key for (key, _), _ in zip(rows, range(limit), strict=False)]:
+        txn.delete(key)
+        limit -= 1
+    return limit

@@ -1,0 +1,229 @@
+"""What the master answers to chunk servers: registration, heartbeats, chunk reports."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import trio
+
+from dfs.core.chunk import DiskState
+from dfs.core.errors import BusyError, ProtocolError
+from dfs.core.ids import ServerId
+from dfs.master import chunk_reports
+from dfs.master.chunk_reports import ReportBook
+from dfs.master.commands import DiskIdentity, MarkFragments, RegisterServer, Registration
+from dfs.master.jobs.seal import Unsealed
+from dfs.master.journal import Journal
+from dfs.master.keyspace import (
+    Reader,
+    disk_by_uuid_key,
+    from_u64,
+    get_counters,
+    server_by_uuid_key,
+)
+from dfs.master.liveness import Liveness
+from dfs.wire import messages as m
+from dfs.wire.handlers import Handler, Peer
+
+log = logging.getLogger(__name__)
+
+STRETCH_FRAGMENTS: Final = 200
+"""Fragments of a report compared in one go: a millisecond or two."""
+STRETCH_ROWS: Final = 400
+"""Rows of the store gone through in one go."""
+
+_UNSPECIFIED: Final = frozenset(("", "0.0.0.0", "[::]", "::"))
+
+
+class ServerService:
+    """Handlers for chunk servers. Keeps which connection each server speaks on."""
+
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        heartbeat_s: float,
+        reader: Reader,
+        journal: Journal,
+        liveness: Liveness,
+        reports: ReportBook,
+        add_unsealed: Callable[[Unsealed], None],
+        on_registered: Callable[[str], None],
+        clock: Callable[[], float],
+        now_ns: Callable[[], int],
+    ) -> None:
+        """`on_registered` is told the address of a server that has just come (back)."""
+        self._cluster = cluster
+        self._heartbeat_s = heartbeat_s
+        self._reader = reader
+        self._journal = journal
+        self._liveness = liveness
+        self._reports = reports
+        self._add_unsealed = add_unsealed
+        self._on_registered = on_registered
+        self._clock = clock
+        self._now_ns = now_ns
+        self._peers: dict[ServerId, Peer] = {}
+
+    def handlers(self) -> Mapping[type[m.Message], Handler]:
+        return {
+            m.RegisterServer: self.register,
+            m.Heartbeat: self.heartbeat,
+            m.ReportChunks: self.report_chunks,
+        }
+
+    def note_broken(self) -> None:
+        """Tell `liveness` of servers whose connection has ended."""
+        for server, peer in self._peers.items():
+            if peer.connection is not None and peer.connection.closed:
+                self._liveness.connection_broke(server)
+
+    # ------------------------------------------------------------------ registration
+
+    async def register(self, peer: Peer, request: m.RegisterServer, _: memoryview) -> m.Registered:
+        """Synced before the reply: the numbers it gives must never be given twice."""
+        if request.cluster and request.cluster != self._cluster:
+            raise ProtocolError(
+                f"the disks of {request.address} belong to cluster {request.cluster}, "
+                f"this master serves {self._cluster}",
+                hint="give the server the address of its own master, or empty disks",
+            )
+        self._refuse_double(request)
+        registration = self._journal.append(
+            RegisterServer(
+                time_ns=self._now_ns(),
+                uuid=request.uuid,
+                address=_reachable(request.address, peer),
+                rack=request.rack,
+                zone=request.zone,
+                version=request.version,
+                disks=tuple(DiskIdentity(disk.uuid, disk.path) for disk in request.disks),
+            )
+        )
+        await self._journal.sync()
+        self._admit(peer, registration, request.disks)
+        return m.Registered(
+            self._cluster,
+            registration.server.server,
+            tuple(disk.disk for disk in registration.disks),
+            self._heartbeat_s,
+        )
+
+    def _admit(
+        self, peer: Peer, registration: Registration, reports: Sequence[m.DiskReport]
+    ) -> None:
+        server = registration.server
+        self._peers[server.server] = peer
+        self._liveness.admit(server, registration.disks, reports)
+        self._reports.want(
+            (disk.disk for disk in registration.disks), get_counters(self._reader).next_chunk
+        )
+        self._on_registered(server.address)
+        log.info(
+            "server %d at %s is up with %d disks (dfs %s)",
+            server.server,
+            server.address,
+            len(registration.disks),
+            server.version,
+        )
+
+    def _refuse_double(self, request: m.RegisterServer) -> None:
+        """Raises BusyError where another process serves under the same identity right now."""
+        raw = self._reader.get(server_by_uuid_key(request.uuid))
+        number = 0 if raw is None else from_u64(raw)
+        for disk in request.disks:
+            raw = self._reader.get(disk_by_uuid_key(disk.uuid))
+            if raw is None:
+                continue
+            holder = self._liveness.server_of(from_u64(raw))
+            if holder != number and self._liveness.is_served(from_u64(raw)):
+                raise BusyError(
+                    f"disk {disk.path} of {request.address} is served by server {holder} already",
+                    hint="it is a copy, or in use there: stop one of the two",
+                )
+        known = self._liveness.server(number)
+        if known is None or known.address == request.address:
+            return
+        peer = self._peers.get(number)
+        stands = peer is not None and peer.connection is not None and not peer.connection.closed
+        if stands and self._liveness.answers(number):
+            raise BusyError(
+                f"server {number} runs at {known.address} already, {request.address} has the "
+                "same identity",
+                hint="a data directory was copied: stop one of the two",
+            )
+
+    # ------------------------------------------------------------------ heartbeats
+
+    def heartbeat(self, peer: Peer, request: m.Heartbeat, _: memoryview) -> m.HeartbeatReply:
+        server = request.server
+        before = self._liveness.server_state(server)
+        if not self._liveness.heartbeat(server, request.disks):
+            return m.HeartbeatReply(known=False)
+        self._peers[server] = peer
+        disks = self._liveness.disks_of(server)
+        if before is not DiskState.UP:
+            record = self._liveness.server(server)
+            assert record is not None
+            log.info("server %d at %s answers again", server, record.address)
+            self._on_registered(record.address)
+            if before is DiskState.DOWN:
+                # What was lost or deleted while it was away is for the report to find.
+                self._reports.want(disks, get_counters(self._reader).next_chunk)
+        return m.HeartbeatReply(True, self._reports.to_ask(disks, self._clock()))
+
+    # ------------------------------------------------------------------ chunk reports
+
+    async def report_chunks(
+        self, _: Peer, request: m.ReportChunks, __: memoryview
+    ) -> m.ReportChunksReply:
+        """Compare a page with the store, letting others in after each stretch of it."""
+        disk = request.disk
+        if self._liveness.server_of(disk) != request.server:
+            raise ProtocolError(
+                f"disk {disk} does not belong to server {request.server}",
+                hint="the server must register again",
+            )
+        horizon = self._reports.horizon(disk, self._clock())
+        drop: list[int] = []
+        changed = 0
+        stretches = chunk_reports.split(
+            disk, request.after, request.fragments, request.last, STRETCH_FRAGMENTS
+        )
+        for stretch in stretches:
+            rest = stretch
+            while rest.after < rest.upto:
+                plan = chunk_reports.plan(
+                    self._reader,
+                    rest,
+                    next_chunk=get_counters(self._reader).next_chunk,
+                    horizon=horizon,
+                    spared=self._reports.spared,
+                    limit=STRETCH_ROWS,
+                )
+                if plan.marks:
+                    changed += len(plan.marks)
+                    self._journal.append(MarkFragments(self._now_ns(), plan.marks))
+                for chunk, length in plan.unsealed:
+                    self._add_unsealed(Unsealed(disk, chunk, length))
+                drop.extend(plan.drop)
+                rest = rest.beyond(plan.upto)
+                await trio.lowlevel.checkpoint()
+        if changed or drop:
+            log.info(
+                "disk %d: %d fragments noted as lost or found, %d to delete",
+                disk,
+                changed,
+                len(drop),
+            )
+        if request.last:
+            self._reports.finished(disk)
+        return m.ReportChunksReply(tuple(drop))
+
+
+def _reachable(address: str, peer: Peer) -> str:
+    """A server that listens on all interfaces is reached at the address it calls from."""
+    host, _, port = address.rpartition(":")
+    if host not in _UNSPECIFIED:
+        return address
+    return f"{peer.address.rpartition(':')[0]}:{port}"

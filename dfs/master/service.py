@@ -1,0 +1,307 @@
+"""What the master answers to clients: one plain function for each request.
+
+Plain functions run at once in the loop that reads the connection; nothing here waits, but for a
+sync. Changes become commands, with the time and all choices inside, and go to the journal;
+reads go to the store. What chunk servers ask is in `server_service`, what people ask in `status`.
+"""
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from random import Random
+from typing import Final
+
+from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
+from dfs.core.errors import refuse
+from dfs.core.ids import ROOT_INODE, ChunkId, PolicyId
+from dfs.core.policy import Policy
+from dfs.master import queries, xattrs
+from dfs.master.chunk_reports import ReportBook
+from dfs.master.commands import (
+    AllocateChunks,
+    ApplyOps,
+    CloseSession,
+    CreatePolicy,
+    FragmentMark,
+    MarkFragments,
+    OpenSession,
+    Placement,
+    SealChunk,
+)
+from dfs.master.journal import Journal
+from dfs.master.keyspace import (
+    Reader,
+    chunk_key,
+    decode_chunk,
+    get_chunk,
+    get_counters,
+    get_policy,
+    policies,
+)
+from dfs.master.leases import Leases
+from dfs.master.liveness import Liveness, Totals
+from dfs.wire import messages as m
+from dfs.wire.handlers import Handler, Peer
+
+ALLOCATE_MAX: Final = 64
+"""Chunks in one AllocateChunks."""
+LOCATE_MAX: Final = 16384
+"""Chunks in one LocateChunks."""
+ID_END: Final = 1 << 64
+"""Past every number that a key can hold: requests may carry anything."""
+REPORTS_MAX: Final = 1024
+"""Fragments in one ReportFragments."""
+TOTALS_FRESH_S: Final = 1.0
+"""How long sums over all disks may be reused: `df` must not cost O(disks) each time."""
+
+_REPORTED: Final = {
+    "corrupt": FragmentState.CORRUPT,
+    "missing": FragmentState.LOST,
+    "short": FragmentState.LOST,
+}
+"""What a reader's complaint makes of a fragment. Anything else is only a hint."""
+
+
+class ClientService:
+    """Handlers for clients. Owns nothing; all it is given outlives it."""
+
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        reader: Reader,
+        journal: Journal,
+        liveness: Liveness,
+        leases: Leases,
+        reports: ReportBook,
+        random: Random,
+        clock: Callable[[], float],
+        now_ns: Callable[[], int],
+    ) -> None:
+        """`clock` only goes forward; `now_ns` is the wall clock that files are stamped with."""
+        self._cluster = cluster
+        self._reader = reader
+        self._journal = journal
+        self._liveness = liveness
+        self._leases = leases
+        self._reports = reports
+        self._random = random
+        self._clock = clock
+        self._now_ns = now_ns
+        self._totals = Totals(0, 0, 0)
+        self._totals_at = float("-inf")
+
+    def handlers(self) -> Mapping[type[m.Message], Handler]:
+        return {
+            m.OpenSession: self.open_session,
+            m.RenewSession: self.renew_session,
+            m.CloseSession: self.close_session,
+            m.Apply: self.apply,
+            m.AllocateChunks: self.allocate_chunks,
+            m.SealChunk: self.seal_chunk,
+            m.ReportFragments: self.report_fragments,
+            m.SyncBarrier: self.sync_barrier,
+            m.CreatePolicy: self.create_policy,
+            m.Lookup: self.lookup,
+            m.Resolve: self.resolve,
+            m.GetInode: self.get_inode,
+            m.ReadDir: self.read_dir,
+            m.GetXattr: self.get_xattr,
+            m.ListXattr: self.list_xattr,
+            m.GetExtents: self.get_extents,
+            m.LocateChunks: self.locate_chunks,
+            m.StatFs: self.stat_fs,
+            m.ListPolicies: self.list_policies,
+        }
+
+    # ------------------------------------------------------------------ sessions
+
+    def open_session(self, peer: Peer, request: m.OpenSession, _: memoryview) -> m.SessionOpened:
+        record = self._journal.append(
+            OpenSession(
+                time_ns=self._now_ns(),
+                client=request.client,
+                nonce=request.nonce,
+                address=peer.address,
+            )
+        )
+        self._leases.heard(record.session)
+        return m.SessionOpened(record.session, self._leases.lease_s, self._cluster)
+
+    def renew_session(self, _: Peer, request: m.RenewSession, __: memoryview) -> m.Empty:
+        self._leases.renew(request.session)
+        return m.Empty()
+
+    def close_session(self, _: Peer, request: m.CloseSession, __: memoryview) -> m.Empty:
+        self._journal.append(CloseSession(time_ns=self._now_ns(), session=request.session))
+        self._leases.forget(request.session)
+        return m.Empty()
+
+    # ------------------------------------------------------------------ changes
+
+    def apply(self, _: Peer, request: m.Apply, __: memoryview) -> bytes:
+        session = request.session
+        reply = self._journal.append(
+            ApplyOps(self._now_ns(), session, request.sequence, request.cred, request.ops)
+        )
+        self._leases.heard(session)
+        return reply
+
+    def allocate_chunks(
+        self, peer: Peer, request: m.AllocateChunks, _: memoryview
+    ) -> m.LayoutReply:
+        if not 1 <= request.count <= ALLOCATE_MAX:
+            raise refuse(errno.EINVAL, f"{request.count} chunks in one request")
+        policy = None
+        if 0 < request.policy < ID_END:
+            policy = get_policy(self._reader, request.policy)
+        if policy is None:
+            raise refuse(errno.EINVAL, f"no policy has the number {request.policy}")
+        placements = self._place(policy, request, peer)
+        made = self._journal.append(
+            AllocateChunks(
+                self._now_ns(), request.session, request.sequence, policy.policy, placements
+            )
+        )
+        self._leases.heard(request.session)
+        disks = (fragment.disk for chunk in made for fragment in chunk.fragments)
+        return m.LayoutReply(Layout(made, self._liveness.locations(disks)))
+
+    def _place(
+        self, policy: Policy, request: m.AllocateChunks, peer: Peer
+    ) -> tuple[Placement, ...]:
+        near = request.near or peer.address.rpartition(":")[0]
+        placements = []
+        for _ in range(request.count):
+            chosen = self._liveness.choose(
+                policy, random=self._random, avoid=request.avoid, near=near
+            )
+            self._liveness.charge(chosen.disks, CHUNK_MAX_BYTES // chosen.redundancy.k)
+            k, spare = chosen.redundancy.k, chosen.redundancy.m
+            placements.append(Placement(k, spare, chosen.disks))
+        return tuple(placements)
+
+    def seal_chunk(self, _: Peer, request: m.SealChunk, __: memoryview) -> m.Empty:
+        self._journal.append(
+            SealChunk(
+                self._now_ns(),
+                request.session,
+                request.sequence,
+                request.chunk,
+                request.length,
+                request.lost,
+            )
+        )
+        self._leases.heard(request.session)
+        self._reports.note_sealed(request.chunk)
+        return m.Empty()
+
+    def report_fragments(self, _: Peer, request: m.ReportFragments, __: memoryview) -> m.Empty:
+        if len(request.reports) > REPORTS_MAX:
+            raise refuse(errno.EINVAL, f"{len(request.reports)} reports in one request")
+        marks = []
+        for report in request.reports:
+            state = _REPORTED.get(report.reason)
+            if state is None:
+                self._liveness.connection_broke(self._liveness.server_of(report.disk))
+            elif self._believable(report, state):
+                marks.append(FragmentMark(report.chunk, report.disk, state))
+        if marks:
+            self._journal.append(MarkFragments(time_ns=self._now_ns(), marks=tuple(marks)))
+        return m.Empty()
+
+    def _believable(self, report: m.FragmentReport, state: FragmentState) -> bool:
+        """The fragment is listed as GOOD. While a chunk is OPEN, only its owner knows what is
+        missing; broken checksums are broken for everyone."""
+        chunk = get_chunk(self._reader, report.chunk) if 0 < report.chunk < ID_END else None
+        if chunk is None:
+            return False
+        if chunk.state is not ChunkState.SEALED and state is not FragmentState.CORRUPT:
+            return False
+        return any(
+            fragment.disk == report.disk and fragment.state is FragmentState.GOOD
+            for fragment in chunk.fragments
+        )
+
+    async def sync_barrier(self, _: Peer, __: m.SyncBarrier, ___: memoryview) -> m.Empty:
+        await self._journal.sync()
+        return m.Empty()
+
+    async def create_policy(
+        self, _: Peer, request: m.CreatePolicy, __: memoryview
+    ) -> m.PolicyReply:
+        """Synced before the reply: its number must never be given twice."""
+        policy = self._journal.append(
+            CreatePolicy(self._now_ns(), request.session, request.sequence, request.policy)
+        )
+        await self._journal.sync()
+        return m.PolicyReply(policy)
+
+    # ------------------------------------------------------------------ reads
+
+    def lookup(self, _: Peer, request: m.Lookup, __: memoryview) -> m.InodeReply:
+        return m.InodeReply(
+            queries.lookup(self._reader, request.cred, request.parent, request.name)
+        )
+
+    def resolve(self, _: Peer, request: m.Resolve, __: memoryview) -> m.InodeReply:
+        return m.InodeReply(queries.resolve(self._reader, request))
+
+    def get_inode(self, _: Peer, request: m.GetInode, __: memoryview) -> m.InodeReply:
+        return m.InodeReply(queries.get(self._reader, request.ino))
+
+    def read_dir(self, _: Peer, request: m.ReadDir, __: memoryview) -> bytes:
+        page = queries.read_dir(self._reader, request)
+        return page.encode(self.layout(page.chunks))
+
+    def get_xattr(self, _: Peer, request: m.GetXattr, __: memoryview) -> m.XattrReply:
+        return m.XattrReply(xattrs.get_xattr(self._reader, request.cred, request.ino, request.name))
+
+    def list_xattr(self, _: Peer, request: m.ListXattr, __: memoryview) -> m.XattrNames:
+        return m.XattrNames(xattrs.list_xattr(self._reader, request.ino))
+
+    def get_extents(self, _: Peer, request: m.GetExtents, __: memoryview) -> m.ExtentsReply:
+        page = queries.get_extents(self._reader, request)
+        chunks = {extent.chunk for extent in page.extents}
+        return m.ExtentsReply(page.inode, page.extents, page.more, self.layout(chunks))
+
+    def locate_chunks(self, _: Peer, request: m.LocateChunks, __: memoryview) -> m.LayoutReply:
+        if len(request.chunks) > LOCATE_MAX:
+            raise refuse(errno.EINVAL, f"{len(request.chunks)} chunks in one request")
+        return m.LayoutReply(self.layout(request.chunks))
+
+    def layout(self, chunks: Iterable[ChunkId]) -> Layout:
+        """These chunks, as far as they exist, and the disks that they lie on."""
+        keys = [chunk_key(chunk) for chunk in chunks if 0 < chunk < ID_END]
+        if not keys:
+            return Layout()
+        found = [decode_chunk(raw) for raw in self._reader.get_many(keys) if raw is not None]
+        disks = (fragment.disk for chunk in found for fragment in chunk.fragments)
+        return Layout(tuple(found), self._liveness.locations(disks))
+
+    def stat_fs(self, _: Peer, __: m.StatFs, ___: memoryview) -> m.FsStats:
+        now = self._clock()
+        if now - self._totals_at >= TOTALS_FRESH_S:
+            self._totals, self._totals_at = self._liveness.totals(), now
+        counters = get_counters(self._reader)
+        root = queries.get(self._reader, ROOT_INODE)
+        return m.FsStats(
+            capacity=self._totals.capacity,
+            free=self._totals.free,
+            inodes=counters.inodes,
+            chunks=counters.chunks,
+            live=counters.live,
+            policy_expansion=self._expansion(root.policy),
+        )
+
+    def _expansion(self, policy_id: PolicyId) -> float:
+        """Bytes on disk per byte stored, as the policy would place it now."""
+        policy = get_policy(self._reader, policy_id)
+        if policy is None:
+            return 1.0
+        redundancy = policy.redundancy
+        if policy.fit:
+            redundancy = redundancy.fitted(self._liveness.server_count)
+        return redundancy.expansion
+
+    def list_policies(self, _: Peer, __: m.ListPolicies, ___: memoryview) -> m.PoliciesReply:
+        return m.PoliciesReply(tuple(policies(self._reader)))

@@ -1,0 +1,230 @@
+"""The ordered key-value store under the master: one contract, on RocksDB and in memory.
+
+Contract (one conformance suite runs over both):
+
+- `get`, `get_many` and `scan` see everything written before. Keys are ordered as bytes.
+- `write` is atomic: all of the changes or none. When it returns, they survive the death of the
+  process; when `sync` returns, everything written before it began survives a power cut.
+- A scan is finished or dropped before the next write; what it shows of a write made while it runs
+  is not defined.
+- All calls come from one thread, but `sync` and `checkpoint`, which may run in a worker thread
+  beside them.
+
+The master owns its store: one process opens it at a time.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol, cast
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    DBCompressionType,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+)
+
+from dfs.core.errors import ConfigError, DfsError, NoSpaceError
+from dfs.master.keyspace import Changes, Reader
+
+MIB: Final = 1024 * 1024
+
+
+class Store(Reader, Protocol):
+    """See the contract above."""
+
+    def write(self, changes: Changes, /) -> None:
+        """Apply all changes atomically.
+
+        Raises NoSpaceError when the disk is full, DfsError when it fails otherwise; nothing has
+        changed then.
+        """
+
+    def sync(self) -> None:
+        """Block until everything written before is on the disk. Raises like `write`."""
+
+    def checkpoint(self, path: Path) -> None:
+        """Write a consistent copy, as of now, to the new directory `path`."""
+
+    def close(self) -> None: ...
+
+
+class MemoryStore:
+    """For tests and simulations. Writes never fail; a sync has nothing to do."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._values.get(key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self._values.get(key) for key in keys]
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        low, high = bisect_left(self._keys, start), bisect_left(self._keys, end)
+        positions = range(high - 1, low - 1, -1) if reverse else range(low, high)
+        for position in positions:
+            key = self._keys[position]
+            yield key, self._values[key]
+
+    def write(self, changes: Changes) -> None:
+        for key, value in changes.items():
+            if value is not None:
+                if key not in self._values:
+                    insort(self._keys, key)
+                self._values[key] = value
+            elif key in self._values:
+                del self._values[key]
+                del self._keys[bisect_right(self._keys, key) - 1]
+
+    def sync(self) -> None:
+        pass
+
+    def checkpoint(self, path: Path) -> None:
+        """A RocksStore's directory with the same rows, so that one can start from the other."""
+        store = RocksStore(path)
+        store.write(self._values)
+        store.sync()
+        store.close()
+
+    def close(self) -> None:
+        pass
+
+
+class RocksStore:
+    """RocksDB in `path`, made if it is not there.
+
+    Every write goes through RocksDB's own log (WAL) into the page cache before it returns.
+
+    Raises:
+        ConfigError: another process has it open, or `path` cannot be used.
+    """
+
+    def __init__(self, path: Path, *, cache_bytes: int = 128 * MIB) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._db = Rdict(str(path), _options(cache_bytes))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot use {path} for the master's metadata: {error.strerror or error}",
+                errno=error.errno,
+                hint="name a directory that this user may write",
+            ) from error
+        except Exception as error:  # rocksdict raises bare Exception for RocksDB's errors
+            raise _cannot_open(path, error) from error
+        self.get = self._db.get
+        self.get_many = self._db.get
+        self._rows = cast(Callable[..., Iterator[tuple[bytes, bytes]]], self._db.items)
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        # RocksDB stops at the upper bound without wading through deleted rows behind it. Two
+        # traps of rocksdict: its iterators refer to the bound's bytes without owning them, so
+        # `bounds` has to live as long as the generator; and its set_iterate_lower_bound sets
+        # the upper one.
+        bounds = ReadOptions()
+        bounds.set_iterate_upper_bound(end)
+        if not reverse:
+            yield from self._rows(from_key=start, read_opt=bounds)
+            return
+        for row in self._rows(backwards=True, read_opt=bounds):
+            if row[0] < start:
+                return
+            yield row
+
+    def write(self, changes: Changes) -> None:
+        batch = WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in changes.items():
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._failed("write", error) from error
+
+    def sync(self) -> None:
+        try:
+            self._db.flush_wal(True)
+        except Exception as error:
+            raise self._failed("sync", error) from error
+
+    def checkpoint(self, path: Path) -> None:
+        try:
+            Checkpoint(self._db).create_checkpoint(str(path))
+        except Exception as error:
+            raise self._failed("checkpoint", error) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _failed(self, action: str, error: Exception) -> DfsError:
+        text = _one_line(error)
+        kind = NoSpaceError if "No space left" in text else DfsError
+        return kind(
+            f"the master cannot {action} its metadata in {self.path}: {text}",
+            hint="free or repair that disk, then restart the master",
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _cannot_open(path: Path, error: Exception) -> ConfigError:
+    text = _one_line(error)
+    if "lock" in text.lower():
+        return ConfigError(
+            f"the metadata in {path} is in use by another process",
+            hint="stop the master that runs there, or name another directory",
+        )
+    return ConfigError(
+        f"cannot open the master's metadata in {path}: {text}",
+        hint="check the disk; a directory that is no dfs metadata cannot be used",
+    )
+
+
+def _options(cache_bytes: int) -> Options:
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(cache_bytes))
+    table.set_block_size(8 * 1024)
+    table.set_bloom_filter(10, False)
+    # Indexes and filters count against the cache too: memory stays flat as files grow.
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_format_version(5)
+
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(table)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_bottommost_compression_type(DBCompressionType.zstd())
+    options.set_write_buffer_size(16 * MIB)
+    options.set_max_write_buffer_number(3)
+    options.set_level_compaction_dynamic_level_bytes(True)
+    options.set_max_bytes_for_level_base(64 * MIB)
+    options.set_target_file_size_base(16 * MIB)
+    options.set_max_background_jobs(2)
+    options.set_bytes_per_sync(MIB)
+    options.set_max_open_files(512)
+    # One thread writes: no hand-over between writers to pay for.
+    options.set_allow_concurrent_memtable_write(False)
+    options.set_enable_write_thread_adaptive_yield(False)
+    options.set_keep_log_file_num(4)
+    options.set_max_log_file_size(4 * MIB)
+    options.set_stats_dump_period_sec(0)
+    options.set_stats_persist_period_sec(0)
+    return options

@@ -1,0 +1,187 @@
+"""A disk's list of fragments against the master's."""
+
+import pytest
+
+from dfs.core.chunk import FragmentState
+from dfs.core.errors import ProtocolError
+from dfs.master import chunk_reports, chunks
+from dfs.master.chunk_reports import ASK_AGAIN_S, END, Plan, ReportBook, Stretch
+from dfs.master.commands import (
+    AllocateChunks,
+    FragmentMark,
+    MarkFragments,
+    Placement,
+    SealChunk,
+)
+from dfs.master.keyspace import get_counters
+from dfs.master.store import MemoryStore
+from dfs.master.transaction import Transaction
+from dfs.wire.messages import HeldFragment
+
+DISK = 1
+LENGTH = 1000
+
+
+@pytest.fixture
+def txn() -> Transaction:
+    return Transaction(MemoryStore())
+
+
+def sealed(txn: Transaction, *disks: int, state: FragmentState = FragmentState.GOOD) -> int:
+    """A chunk of LENGTH bytes on `disks`; `state` is that of the fragment on DISK."""
+    chunk = opened(txn, *(disks or (DISK, 2, 3)))
+    chunks.seal(txn, SealChunk(0, 7, 1, chunk, LENGTH))
+    chunks.mark(txn, MarkFragments(0, (FragmentMark(chunk, DISK, state),)))
+    return chunk
+
+
+def opened(txn: Transaction, *disks: int) -> int:
+    command = AllocateChunks(0, 7, 1, 1, (Placement(1, 2, disks),))
+    chunk = chunks.allocate(txn, command)[0].chunk
+    chunks.add_live(txn, chunk, LENGTH, LENGTH)
+    return chunk
+
+
+def held(chunk: int, index: int = 0, length: int = LENGTH, *, sealed: bool = True) -> HeldFragment:
+    return HeldFragment(chunk, index, length, sealed)
+
+
+def plan(
+    txn: Transaction,
+    *fragments: HeldFragment,
+    horizon: int | None = None,
+    spared: frozenset[int] = frozenset(),
+) -> Plan:
+    next_chunk = get_counters(txn).next_chunk
+    return chunk_reports.plan(
+        txn,
+        Stretch(DISK, 0, END, fragments),
+        next_chunk=next_chunk,
+        horizon=next_chunk if horizon is None else horizon,
+        spared=spared,
+        limit=100,
+    )
+
+
+def marked(found: Plan) -> dict[int, FragmentState]:
+    return {mark.chunk: mark.state for mark in found.marks}
+
+
+def test_a_disk_that_holds_what_it_should_is_left_alone(txn: Transaction) -> None:
+    one, other = sealed(txn), sealed(txn)
+    assert plan(txn, held(one), held(other)) == Plan((), (), (), END)
+
+
+def test_fragments_of_chunks_that_are_gone_or_doomed_are_dropped(txn: Transaction) -> None:
+    gone = sealed(txn, DISK)
+    doomed = sealed(txn)
+    for chunk in (gone, doomed):
+        chunks.add_live(txn, chunk, -LENGTH)
+    chunks.drop_fragments(txn, chunks.DropFragments(0, DISK, (gone,)))
+    assert plan(txn, held(gone), held(doomed)).drop == (gone, doomed)
+
+
+def test_a_chunk_the_master_has_not_made_yet_is_kept(txn: Transaction) -> None:
+    """The master lost its newest memory, or was restored from a backup."""
+    assert plan(txn, held(get_counters(txn).next_chunk)).drop == ()
+
+
+def test_a_fragment_that_lies_elsewhere_by_now_is_dropped(txn: Transaction) -> None:
+    moved = sealed(txn, 2, 3, 4)
+    spare = sealed(txn, 2, 3)
+    assert plan(txn, held(moved, 1), held(spare, 2)).drop == (moved,)
+
+
+def test_a_lost_fragment_that_is_there_and_whole_is_good_again(txn: Transaction) -> None:
+    whole = sealed(txn, state=FragmentState.LOST)
+    short = sealed(txn, state=FragmentState.LOST)
+    corrupt = sealed(txn, state=FragmentState.CORRUPT)
+    found = plan(txn, held(whole), held(short, length=LENGTH - 1), held(corrupt))
+    assert marked(found) == {whole: FragmentState.GOOD}
+    assert found.drop == ()
+
+
+def test_a_fragment_that_is_missing_short_or_anothers_is_lost(txn: Transaction) -> None:
+    missing, short, swapped = sealed(txn), sealed(txn), sealed(txn)
+    found = plan(txn, held(short, length=LENGTH - 1), held(swapped, 1))
+    assert marked(found) == dict.fromkeys((short, swapped, missing), FragmentState.LOST)
+
+
+def test_an_old_list_is_no_evidence_against_young_chunks(txn: Transaction) -> None:
+    spared, young = sealed(txn), sealed(txn)
+    found = plan(
+        txn, held(young, length=5, sealed=False), horizon=young, spared=frozenset([spared])
+    )
+    assert found == Plan((), (), (), END)
+
+
+def test_open_chunks_are_their_owners_matter(txn: Transaction) -> None:
+    absent, short = opened(txn, DISK, 2), opened(txn, DISK, 2)
+    assert plan(txn, held(short, length=1, sealed=False)) == Plan((), (), (), END)
+    assert absent < short
+
+
+def test_a_whole_fragment_without_its_seal_is_to_be_sealed(txn: Transaction) -> None:
+    chunk = sealed(txn)
+    found = plan(txn, held(chunk, length=LENGTH + 50, sealed=False))
+    assert found == Plan((), (), ((chunk, LENGTH),), END)
+
+
+def test_a_wiped_disk_is_gone_through_in_bounded_pieces(txn: Transaction) -> None:
+    made = [sealed(txn) for _ in range(25)]
+    rest = Stretch(DISK, 0, END, ())
+    lost: list[int] = []
+    rounds = 0
+    while rest.after < rest.upto:
+        found = chunk_reports.plan(txn, rest, next_chunk=99, horizon=99, spared=(), limit=10)
+        assert len(found.marks) <= 10
+        lost += marked(found)
+        rest = rest.beyond(found.upto)
+        rounds += 1
+    assert lost == made
+    assert rounds == 3
+
+
+def test_pages_are_cut_into_stretches_without_gaps() -> None:
+    fragments = [held(number) for number in (4, 6, 9, 12, 13)]
+    stretches = chunk_reports.split(DISK, 3, fragments, True, 2)
+    assert [(s.after, s.upto, len(s.held)) for s in stretches] == [
+        (3, 6, 2),
+        (6, 12, 2),
+        (12, 13, 1),
+        (13, END, 0),
+    ]
+    assert chunk_reports.split(DISK, 3, [], False, 2) == []
+
+
+@pytest.mark.parametrize("ids", [(5, 4), (5, 5), (2,), (END,)])
+def test_a_page_out_of_order_is_refused(ids: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError, match="not in order"):
+        chunk_reports.split(DISK, 2, [held(number) for number in ids], True, 2)
+
+
+def test_disks_are_asked_once_and_again_when_they_stay_silent() -> None:
+    book = ReportBook()
+    book.want([1, 2], 50)
+    book.want([1], 70)
+    assert book.to_ask([1, 3], 0.0) == (1,)
+    assert book.to_ask([1, 2], 1.0) == (2,)
+    assert book.horizon(1, 30.0) == 50
+    assert book.to_ask([1, 2], 1.0 + ASK_AGAIN_S) == (2,)
+    assert book.horizon(9, 0.0) == 0
+    book.finished(1)
+    assert book.to_ask([1], 500.0) == ()
+
+
+def test_chunks_sealed_while_a_report_is_under_way_are_spared() -> None:
+    book = ReportBook()
+    book.note_sealed(1)
+    book.want([1], 50)
+    book.note_sealed(2)
+    book.want([2], 60)
+    book.finished(1)
+    book.note_sealed(3)
+    assert set(book.spared) == {2, 3}
+    book.finished(2)
+    book.want([1], 70)
+    assert set(book.spared) == set()

@@ -1,0 +1,173 @@
+"""Servers fall silent, fill up, break and come back, by an injected clock."""
+
+from random import Random
+
+import pytest
+
+from dfs.core.chunk import DiskState
+from dfs.core.errors import UnavailableError
+from dfs.core.policy import Policy
+from dfs.core.redundancy import Redundancy
+from dfs.master.keyspace import DiskRecord, ServerRecord
+from dfs.master.liveness import Liveness, Timing
+from dfs.wire.messages import DiskReport
+
+GIB = 1 << 30
+TIMING = Timing(heartbeat_s=1.0, suspect_after_s=3.5, hint_after_s=1.5, down_after_s=60.0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def server(number: int, address: str = "") -> ServerRecord:
+    return ServerRecord(number, f"s{number}", address or f"10.0.0.{number}:9421", "", "", "0.1")
+
+
+def disk(number: int, of: int) -> DiskRecord:
+    return DiskRecord(number, f"d{number}", of, f"/d{number}")
+
+
+def report(number: int, *, free: int = 50 * GIB, failed: bool = False) -> DiskReport:
+    return DiskReport(f"d{number}", f"/d{number}", 100 * GIB, 50 * GIB, free, 7, failed, "")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def liveness(clock: Clock) -> Liveness:
+    """Two servers with a disk each, both just registered."""
+    made = Liveness(TIMING, clock)
+    for number in (1, 2):
+        made.admit(server(number), [disk(number, number)], [report(number)])
+    return made
+
+
+def states(liveness: Liveness) -> list[DiskState]:
+    return [liveness.state(number) for number in (1, 2)]
+
+
+def test_a_silent_server_is_suspect_within_five_seconds_and_down_after_the_grace(
+    liveness: Liveness, clock: Clock
+) -> None:
+    begun = clock.now
+    seen = {}
+    while clock.now < begun + 70:
+        clock.now += 0.25
+        liveness.heartbeat(2, [report(2)])
+        liveness.tick()
+        seen.setdefault(liveness.state(1), clock.now - begun)
+    assert seen[DiskState.SUSPECT] == 3.5
+    assert seen[DiskState.DOWN] == 60.0
+    assert liveness.state(2) is DiskState.UP
+    assert liveness.heartbeat(1, [report(1)])
+    assert liveness.state(1) is DiskState.UP
+
+
+def test_a_broken_connection_is_only_a_hint(liveness: Liveness, clock: Clock) -> None:
+    liveness.connection_broke(1)
+    clock.now += 1.0
+    liveness.tick()
+    assert liveness.state(1) is DiskState.UP
+    assert not liveness.answers(1)
+    liveness.heartbeat(1, [report(1)])
+    clock.now += 1.4
+    liveness.tick()
+    assert liveness.state(1) is DiskState.UP
+
+    liveness.connection_broke(1)
+    clock.now += 1.5
+    liveness.heartbeat(2, [report(2)])
+    assert [(record.server, state) for record, state in liveness.tick()] == [(1, DiskState.SUSPECT)]
+    assert states(liveness) == [DiskState.SUSPECT, DiskState.UP]
+
+
+def test_servers_of_the_store_are_suspect_until_heard(clock: Clock) -> None:
+    liveness = Liveness(TIMING, clock)
+    liveness.load([server(1), server(2)], [disk(1, 1), disk(2, 2)])
+    assert states(liveness) == [DiskState.SUSPECT] * 2
+    assert liveness.presumed_alive(1)
+    with pytest.raises(UnavailableError):
+        liveness.choose(Policy(1, "p", Redundancy(1, 0), 3), random=Random(0))
+    assert liveness.heartbeat(1, [report(1)])
+    clock.now += 4
+    liveness.heartbeat(1, [report(1)])
+    liveness.tick()
+    assert states(liveness) == [DiskState.UP, DiskState.SUSPECT]
+    assert not liveness.presumed_alive(2)
+    clock.now += 60
+    liveness.heartbeat(1, [report(1)])
+    liveness.tick()
+    assert states(liveness) == [DiskState.UP, DiskState.DOWN]
+    assert [info.last_heartbeat_s for info in liveness.server_infos()] == [0.0, -1.0]
+
+
+def test_unknown_servers_and_disks_have_to_register(liveness: Liveness) -> None:
+    assert not liveness.heartbeat(3, [])
+    assert not liveness.heartbeat(1, [report(1), report(9)])
+    assert liveness.heartbeat(1, [report(1)])
+
+
+def test_disks_fail_and_fill_up_alone(liveness: Liveness) -> None:
+    liveness.admit(
+        server(1), [disk(1, 1), disk(3, 1), disk(4, 1)], [report(1), report(3), report(4)]
+    )
+    liveness.heartbeat(1, [report(1, failed=True), report(3, free=10 << 20)])
+    found = [liveness.state(number) for number in (1, 3, 4)]
+    assert found == [DiskState.FAILED, DiskState.FULL, DiskState.FAILED]
+    infos = liveness.server_infos()[0].disks
+    assert [info.error for info in infos] == ["", "", "its server runs without it"]
+    assert liveness.totals().free == 50 * GIB + (10 << 20)
+    liveness.heartbeat(1, [report(1), report(3), report(4)])
+    assert {liveness.state(number) for number in (1, 3, 4)} == {DiskState.UP}
+
+
+def test_a_small_disk_is_full_only_when_little_of_it_is_free(clock: Clock) -> None:
+    liveness = Liveness(TIMING, clock)
+    small = DiskReport("d1", "/d1", 64 << 20, 0, 2 << 20, 0)
+    liveness.admit(server(1), [disk(1, 1)], [small])
+    assert liveness.state(1) is DiskState.UP
+
+
+def test_a_server_that_moves_is_found_at_its_new_address(liveness: Liveness) -> None:
+    version = liveness.version
+    liveness.admit(server(1, "10.9.9.9:1"), [disk(1, 1)], [report(1)])
+    assert liveness.location(1).address == "10.9.9.9:1"  # type: ignore[union-attr]
+    assert liveness.version > version
+    near = liveness.choose(Policy(1, "p", Redundancy(1, 1), 3), random=Random(0), near="10.9.9.9")
+    assert near.disks == (1, 2)
+
+
+def test_a_disk_that_moves_to_another_server_is_found_there(liveness: Liveness) -> None:
+    liveness.admit(server(2), [disk(1, 2), disk(2, 2)], [report(1), report(2)])
+    assert liveness.server_of(1) == 2
+    assert liveness.disks_of(1) == ()
+    assert [place.server for place in liveness.locations([1, 2, 1, 99])] == [2, 2]
+
+
+def test_nothing_is_placed_on_a_suspect_server(liveness: Liveness, clock: Clock) -> None:
+    policy = Policy(1, "p", Redundancy(1, 0), 3)
+    chosen = {liveness.choose(policy, random=Random(seed)).disks[0] for seed in range(20)}
+    assert chosen == {1, 2}
+    clock.now += 3.6
+    liveness.heartbeat(2, [report(2)])
+    liveness.tick()
+    chosen = {liveness.choose(policy, random=Random(seed)).disks[0] for seed in range(20)}
+    assert chosen == {2}
+
+
+def test_the_version_moves_only_when_something_changed(liveness: Liveness, clock: Clock) -> None:
+    version = liveness.version
+    for _ in range(5):
+        clock.now += 1
+        for number in (1, 2):
+            liveness.heartbeat(number, [report(number)])
+        assert liveness.tick() == []
+    assert liveness.version == version
