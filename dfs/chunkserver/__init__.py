@@ -1,0 +1,21 @@
+"""The chunk server: stores fragments on disks, verifies what comes in, sends what is asked.
+
+From the bytes up:
+
+- `fragment_format`  file header, index footer and name of a fragment file, as bytes (FORMAT.md)
+- `fragment_file`    one fragment file: create, append, find, seal, recover; blocking calls
+- `fragment`         one fragment in use: who may touch it, and in which order
+- `identity`         whose disk a data directory is, and that no other process uses it
+- `threads`          where the blocking calls of one disk run
+- `catalog`          what a disk holds, by chunk, from the names of its files
+- `room`             the space of a disk: used, free, kept in reserve
+- `health`           what an OSError means for a disk
+- `disk`             one data directory: all of that, and the fragments in use
+- `config`           settings of `dfs chunkserver`
+- `service`          answers to clients and the master
+- `report`           registration, heartbeats and chunk reports to the master
+- `daemon`           `run_chunkserver`: all of these together
+
+State is touched on the event loop only, except a `FragmentFile`'s, which one worker thread at a
+time may change, and the room of a disk, which has a lock.
+"""

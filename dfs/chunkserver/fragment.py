@@ -1,0 +1,177 @@
+"""One fragment in use: who may touch its file, and in which order.
+
+A `Fragment` lives on the event loop and lends its `FragmentFile` to one worker thread at a time
+for changes. Appends of one writer arrive several at a time and in any order: they are put in
+order by their first block, and all that are due when a thread is free are stored by one call.
+
+Between two awaits nothing else runs; a step that reads and then changes state must not have an
+`await` in between.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from dfs.chunkserver.fragment_file import Batch, Claim, FragmentFile, Reached
+from dfs.chunkserver.fragment_format import FragmentName
+from dfs.core.errors import DfsError, FragmentError
+from dfs.core.workers import Workers
+
+GAP_WAIT_S: Final = 2.0
+"""How long an append waits for the one that belongs before it."""
+
+
+class _Pending:
+    """An append that waits for its turn."""
+
+    __slots__ = ("batch", "outcome")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.outcome: Reached | DfsError | None = None
+
+
+class Fragment:
+    """Pinned while anyone uses it; its file is closed when it is retired and no pin is left."""
+
+    def __init__(
+        self, file: FragmentFile, workers: Workers, note: Callable[[FragmentName], None]
+    ) -> None:
+        """`workers` turn OSErrors into DfsErrors (see `Disk`); `note` is told the file's name
+        when it is created and when it is sealed."""
+        self.file = file
+        self.order = trio.Lock()
+        """Held by whoever changes the file."""
+        self.pins = 0
+        self.retired = False
+        self._workers = workers
+        self._note = note
+        self._pending: list[_Pending] = []
+        self._progress = trio.Event()
+        # What an open file held before it was opened may never have been synced.
+        self._synced = file.appends if file.sealed or not file.exists else -1
+        self._syncing: trio.Event | None = None
+
+    def pin(self) -> None:
+        self.pins += 1
+
+    def unpin(self) -> None:
+        self.pins -= 1
+        if self.retired and self.pins == 0:
+            self.file.close()
+
+    def retire(self) -> None:
+        """Nobody finds it any more; those who have it pinned may finish."""
+        self.retired = True
+        if self.pins == 0:
+            self.file.close()
+
+    # ------------------------------------------------------------------ appending
+
+    async def append(self, batch: Batch, claim: Claim) -> Reached:
+        """Store a batch; waits up to `GAP_WAIT_S` for the ones that belong before it.
+
+        Raises:
+            DfsError: it was refused, and nothing of it is stored.
+        """
+        mine = _Pending(batch)
+        self._pending.append(mine)
+        give_up_at = math.inf
+        try:
+            while True:
+                async with self.order:
+                    late = trio.current_time() >= give_up_at
+                    if mine.outcome is None and (late or self._is_due(mine)):
+                        await self._store(mine, claim)
+                if mine.outcome is not None:
+                    break
+                if give_up_at == math.inf:
+                    give_up_at = trio.current_time() + GAP_WAIT_S
+                with trio.CancelScope(deadline=give_up_at):
+                    await self._progress.wait()
+        finally:
+            if mine in self._pending:
+                self._pending.remove(mine)
+        if isinstance(mine.outcome, DfsError):
+            raise mine.outcome
+        return mine.outcome
+
+    def _is_due(self, mine: _Pending) -> bool:
+        return any(pending is mine for pending in self._due())
+
+    def _due(self) -> list[_Pending]:
+        """The pending appends that can be stored now, in order."""
+        next_block = self.file.reached.next_block
+        due = []
+        for pending in sorted(self._pending, key=lambda each: each.batch.first_block):
+            batch = pending.batch
+            if batch.first_block > next_block:
+                break
+            due.append(pending)
+            next_block = max(next_block, batch.first_block + batch.blocks)
+        return due
+
+    async def _store(self, mine: _Pending, claim: Claim) -> None:
+        """Store all appends that are due, and `mine` in any case; set their outcomes."""
+        if self.retired:
+            mine.outcome = FragmentError(f"{self.file.path} was replaced or deleted meanwhile")
+            return
+        due = self._due()
+        if mine not in due:
+            due.append(mine)
+        for pending in due:
+            self._pending.remove(pending)
+        batches = [pending.batch for pending in due]
+        try:
+            outcomes = await self._workers.run(self.file.append, batches, claim)
+        except DfsError as error:
+            for pending in due:
+                pending.outcome = _copy(error)
+        except BaseException:
+            # Not begun (cancelled), or a bug: the others' turn is still to come.
+            self._pending += due
+            raise
+        else:
+            if self.file.exists:
+                self._note(self.file.name)
+            for pending, outcome in zip(due, outcomes, strict=True):
+                pending.outcome = outcome
+        finally:
+            self._progress.set()
+            self._progress = trio.Event()
+
+    # ------------------------------------------------------------------ syncing, sealing
+
+    async def sync(self) -> None:
+        """Everything appended before this call is durable after it. One fdatasync serves many.
+
+        Raises:
+            DiskError: it failed; the disk has then failed.
+        """
+        wanted = self.file.appends
+        while self._synced < wanted:
+            if self._syncing is not None:
+                await self._syncing.wait()
+                continue
+            done = self._syncing = trio.Event()
+            reached = self.file.appends
+            try:
+                await self._workers.run(self.file.sync)
+                self._synced = max(self._synced, reached)
+            finally:
+                self._syncing = None
+                done.set()
+
+    async def seal(self, length: int, account: Claim) -> None:
+        """See `FragmentFile.seal`. Appends that wait are refused after it."""
+        async with self.order:
+            await self._workers.run(self.file.seal, length, account)
+            self._synced = self.file.appends
+            self._note(self.file.name)
+
+
+def _copy(error: DfsError) -> DfsError:
+    """An error for each of several tasks: one exception cannot be raised in two."""
+    return type(error)(error.message, errno=error.errno, hint=error.hint, retry=error.retry)

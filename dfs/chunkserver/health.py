@@ -1,0 +1,114 @@
+"""The health of one disk: where its blocking calls run, and what their OSErrors mean.
+
+    ENOSPC, EDQUOT                the disk is full: NoSpaceError, it serves on
+    ENOENT, EEXIST                a fragment is not as we knew it: FragmentError
+    EMFILE, ENFILE, ENOMEM        the machine is short of something: BusyError
+    any other, in a change        the disk has failed (EIO, EROFS, a failed fsync, ...): DiskError
+    any other, in a read          DiskError; the disk has failed at the third
+
+A failed disk takes no change any more, until the server is started again. It still tries to read:
+what it has may be the last copy.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from dfs.core.errors import BusyError, DfsError, DiskError, FragmentError, NoSpaceError
+from dfs.core.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+READ_ERRORS_MAX: Final = 3
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_CHANGED: Final = {errno.ENOENT, errno.EEXIST}
+_SHORT_OF: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_BUG: Final = {errno.EBADF, errno.EINVAL, errno.EFAULT}
+
+
+class Health:
+    """`run` makes it a `dfs.core.workers.Workers` for changes to the disk."""
+
+    def __init__(self, path: str, workers: Workers) -> None:
+        self.path = path
+        self.workers = workers
+        """The disk's threads; what runs there directly is not judged."""
+        self.error = ""
+        """Why the disk has failed; "" while it has not."""
+        self.changed: Callable[[], None] = _nothing
+        """Called when the disk fails or gets full: the master should hear of it."""
+        self._read_errors = 0
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Run a blocking call that changes something on the disk.
+
+        Raises:
+            DfsError: as the table above has it.
+        """
+        self.check()
+        try:
+            return await self.workers.run(function, *args)
+        except DfsError:
+            raise
+        except OSError as error:
+            raise self._judge(error, changing=True) from error
+
+    async def run_read(self, function: Callable[..., T], *args: object) -> T:
+        """Run a blocking call that reads; works on a failed disk as long as the disk does."""
+        try:
+            return await self.workers.run(function, *args)
+        except DfsError:
+            raise
+        except OSError as error:
+            raise self._judge(error, changing=False) from error
+
+    def judge_read(self, error: OSError) -> DfsError:
+        """What an OSError of a read on the event loop means."""
+        return self._judge(error, changing=False)
+
+    def check(self) -> None:
+        """Raises DiskError where the disk has failed."""
+        if self.error:
+            raise DiskError(
+                f"disk {self.path} has failed: {self.error}",
+                hint="replace it, or repair it and restart its chunk server",
+            )
+
+    def fail(self, why: str) -> None:
+        """The disk takes no more changes. The first reason stays."""
+        if not self.error:
+            self.error = why
+            _log.error("disk %s has failed: %s", self.path, why)
+            self.changed()
+
+    def _judge(self, error: OSError, *, changing: bool) -> DfsError:
+        number = error.errno or errno.EIO
+        text = os.strerror(number)
+        if number in _FULL:
+            self.changed()
+            return NoSpaceError(
+                f"disk {self.path} is full: {text}", hint="delete files, add disks or servers"
+            )
+        if number in _CHANGED:
+            return FragmentError(f"{error.filename or self.path}: {text}")
+        if number in _SHORT_OF:
+            return BusyError(f"the chunk server cannot use disk {self.path} now: {text}")
+        if number in _BUG:
+            raise error
+        if changing:
+            self.fail(text)
+        else:
+            self._read_errors += 1
+            _log.warning("disk %s: a read failed: %s", self.path, text)
+            if self._read_errors >= READ_ERRORS_MAX:
+                self.fail(f"{text} ({self._read_errors} reads failed)")
+        return DiskError(f"disk {self.path}: {text}", errno=number)
+
+
+def _nothing() -> None:
+    """Nobody listens."""

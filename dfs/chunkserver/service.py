@@ -1,0 +1,190 @@
+"""Answers to clients and the master: the wire requests of a chunk server, by disk.
+
+A read of a fragment that is open and in the page cache is answered at once, in the loop that
+reads the connection; all else in a task of its own.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from dfs import __version__
+from dfs.chunkserver.disk import Disk
+from dfs.chunkserver.fragment import Fragment
+from dfs.chunkserver.fragment_file import Batch
+from dfs.chunkserver.fragment_format import FragmentHeader, possible
+from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
+from dfs.core.ids import DiskId, ServerId
+from dfs.wire.handlers import FilePayload, Handler, Peer, ReplyResult
+from dfs.wire.messages import (
+    READ_MAX_BYTES,
+    Append,
+    Appended,
+    DeleteFragments,
+    Empty,
+    FragmentStatus,
+    Message,
+    ReadRecords,
+    RecordsReply,
+    SealFragment,
+    ServerStatus,
+    ServerStatusReply,
+    StatFragment,
+    SyncFragments,
+)
+
+REQUEST_CHUNKS_MAX: Final = 65536
+"""Chunks one SyncFragments or DeleteFragments may name."""
+
+_NO_RECORDS: Final = RecordsReply(0)
+
+
+class ChunkService:
+    """The disks of one server, and `handlers` for `dfs.wire.serve`."""
+
+    def __init__(self, disks: Sequence[Disk]) -> None:
+        self.disks = tuple(disks)
+        self.server: ServerId = 0
+        """The master's number for this server; 0: not registered yet."""
+        self._by_number: dict[DiskId, Disk] = {}
+        self._started_at = trio.current_time()
+        self.renumber()
+
+    def renumber(self) -> None:
+        """Take over the numbers of the disks, after the master gave them."""
+        self._by_number = {disk.number: disk for disk in self.disks if disk.number}
+
+    def disk(self, number: DiskId) -> Disk:
+        """Raises DiskError where it is not one of this server's."""
+        disk = self._by_number.get(number)
+        if disk is None:
+            raise DiskError(
+                f"this chunk server has no disk {number}",
+                hint="it moved to another server, or this one has not registered yet",
+            )
+        return disk
+
+    @property
+    def handlers(self) -> Mapping[type[Message], Handler]:
+        return {
+            Append: self.append,
+            ReadRecords: self.read,
+            SyncFragments: self.sync,
+            SealFragment: self.seal,
+            DeleteFragments: self.delete,
+            StatFragment: self.stat,
+            ServerStatus: self.status,
+        }
+
+    async def append(self, _: Peer, request: Append, payload: memoryview) -> Appended:
+        disk = self.disk(request.disk)
+        if not possible(request.k, request.m, request.index) or not _is_chunk(request.chunk):
+            raise ProtocolError(
+                f"there is no fragment {request.index} of {request.k}+{request.m} "
+                f"of chunk {request.chunk}"
+            )
+        if request.first_block < 0:
+            raise ProtocolError(f"there is no block {request.first_block}")
+        header = FragmentHeader(
+            UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
+        )
+        batch = Batch(request.first_block, request.blocks, payload)
+        reached = await disk.append(header, batch)
+        return Appended(reached.next_block, reached.length)
+
+    def read(
+        self, _: Peer, request: ReadRecords, payload: memoryview
+    ) -> ReplyResult | Awaitable[ReplyResult]:
+        disk = self.disk(request.disk)
+        if request.offset < 0 or not 0 <= request.length <= READ_MAX_BYTES:
+            raise ProtocolError(
+                f"cannot read {request.length} bytes at {request.offset}: "
+                f"0 to {READ_MAX_BYTES} at once are allowed"
+            )
+        fragment = disk.peek(request.chunk)
+        if fragment is not None:
+            try:
+                start, size, records = fragment.file.locate(request.offset, request.length)
+                if not size:
+                    return _NO_RECORDS
+                if fragment.file.is_cached(start, size):
+                    fragment.pin()
+                    return _records(fragment, start, size, records)
+            except (FragmentError, OSError):
+                pass  # the slow way looks closer
+        return self._read_slowly(disk, request)
+
+    async def _read_slowly(self, disk: Disk, request: ReadRecords) -> ReplyResult:
+        fragment = await disk.fragment(request.chunk)
+        try:
+            start, size, records = fragment.file.locate(request.offset, request.length)
+            if not size:
+                return _NO_RECORDS
+            if not fragment.file.is_cached(start, size):
+                await disk.health.run_read(fragment.file.warm, start, size)
+            fragment.pin()
+            return _records(fragment, start, size, records)
+        except FragmentError:
+            await disk.look_again(fragment)
+            raise
+        except DfsError:
+            raise
+        except OSError as error:
+            raise disk.health.judge_read(error) from error
+        finally:
+            fragment.unpin()
+
+    async def sync(self, _: Peer, request: SyncFragments, payload: memoryview) -> Empty:
+        disk = self.disk(request.disk)
+        _check_count(len(request.chunks))
+        await disk.sync(request.chunks)
+        return Empty()
+
+    async def seal(self, _: Peer, request: SealFragment, payload: memoryview) -> FragmentStatus:
+        disk = self.disk(request.disk)
+        if request.length < 0:
+            raise ProtocolError(f"a fragment cannot be sealed at {request.length}")
+        return await disk.seal(request.chunk, request.length)
+
+    async def delete(self, _: Peer, request: DeleteFragments, payload: memoryview) -> Empty:
+        disk = self.disk(request.disk)
+        _check_count(len(request.chunks))
+        await disk.delete(request.chunks)
+        return Empty()
+
+    async def stat(self, _: Peer, request: StatFragment, payload: memoryview) -> FragmentStatus:
+        disk = self.disk(request.disk)
+        fragment = await disk.fragment(request.chunk)
+        try:
+            fragment.file.check_present(fragment.file.stored_bytes)
+            return fragment.file.status()
+        except FragmentError:
+            await disk.look_again(fragment)
+            raise
+        finally:
+            fragment.unpin()
+
+    def status(self, _: Peer, request: ServerStatus, payload: memoryview) -> ServerStatusReply:
+        return ServerStatusReply(
+            server=self.server,
+            version=__version__,
+            uptime_s=trio.current_time() - self._started_at,
+            disks=tuple(disk.report() for disk in self.disks),
+        )
+
+
+def _records(fragment: Fragment, start: int, size: int, records: int) -> ReplyResult:
+    """The answer to a read; takes over a pin, which goes when the bytes have been sent."""
+    payload = FilePayload(fragment.file.fd, ((start, size),), close=fragment.unpin)
+    return RecordsReply(records), payload
+
+
+def _is_chunk(chunk: int) -> bool:
+    return 0 < chunk < 1 << 64
+
+
+def _check_count(count: int) -> None:
+    if count > REQUEST_CHUNKS_MAX:
+        raise ProtocolError(f"{count} chunks in one request; {REQUEST_CHUNKS_MAX} are allowed")

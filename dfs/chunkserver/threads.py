@@ -1,0 +1,23 @@
+"""Where the blocking calls of one disk run: a few threads of its own.
+
+A hung disk then holds up its own requests and no other disk's.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+THREADS_PER_DISK = 4
+
+
+class DiskThreads:
+    """`dfs.core.workers.Workers` by threads, at most `count` at a time."""
+
+    def __init__(self, count: int = THREADS_PER_DISK) -> None:
+        self._limiter = trio.CapacityLimiter(count)
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
