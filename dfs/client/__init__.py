@@ -1,0 +1,54 @@
+"""The Python API of dfs: files and directories of a cluster, asynchronous, on trio.
+
+    import dfs.client, trio
+
+    async def main():
+        async with dfs.client.connect("127.0.0.1:9420") as client:
+            await client.write_file("/hello", b"world")
+            print(await client.read_file("/hello"))
+
+    trio.run(main)
+
+A map of the package. What users call:
+
+- `client`           `connect`, `Client`: paths, files, trees
+- `path_operations`  the namespace by path; base of `Client`
+- `files`            `File`, a handle with a position
+- `upload`, `download`, `removal`   whole trees
+- `progress`         what those tell: `Progress`, `Summary`, `Failure`
+
+Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence numbers) on
+`master_link` (retries), `retry` (how long).
+
+Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache` -> `fetcher`
+(any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.
+
+Writing: `open_file` -> `writer` (blocks of one file) -> `chunk_writers`, `chunk_writer` (blocks
+of many files into chunks) -> `open_chunk` (fragments of one chunk); `avoidance` of failed disks.
+
+Errors are those of `dfs.core.errors`: all of them `OSError`s with an errno.
+"""
+
+from dfs.client.client import Client, connect
+from dfs.client.files import File
+from dfs.client.meta import Meta
+from dfs.client.open_file import OpenFile, OpenFiles
+from dfs.client.progress import Failure, Progress, ProgressCallback, Summary
+from dfs.core.inode import Inode as Stat
+from dfs.wire.messages import Cred, DirEntry
+
+__all__ = [
+    "Client",
+    "Cred",
+    "DirEntry",
+    "Failure",
+    "File",
+    "Meta",
+    "OpenFile",
+    "OpenFiles",
+    "Progress",
+    "ProgressCallback",
+    "Stat",
+    "Summary",
+    "connect",
+]

@@ -1,0 +1,104 @@
+"""Raw blocks in memory: bounded bytes, the least recently used go first.
+
+Blocks are immutable, so nothing here ever becomes stale. Keyed by (chunk, raw offset of the
+block). Blocks that are views of one received buffer keep all of it alive, so they are counted,
+used and dropped together, as one slab.
+"""
+
+from bisect import bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final
+
+from dfs.core.ids import ChunkId
+
+Block = tuple[int, memoryview]
+"""Raw offset in the chunk, and the bytes."""
+
+_SLAB_OVERHEAD_BYTES: Final = 512
+
+
+class _Slab:
+    __slots__ = ("chunk", "size", "starts")
+
+    def __init__(self, chunk: ChunkId, starts: list[int], size: int) -> None:
+        self.chunk = chunk
+        self.starts = starts
+        self.size = size
+
+
+class _ChunkBlocks:
+    """The cached blocks of one chunk, in order."""
+
+    __slots__ = ("blocks", "starts")
+
+    def __init__(self) -> None:
+        self.starts: list[int] = []
+        self.blocks: dict[int, tuple[memoryview, _Slab]] = {}
+
+
+class BlockCache:
+    """See the module. `capacity_bytes` 0 caches nothing."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self.hits = 0
+        self.misses = 0
+        self._chunks: dict[ChunkId, _ChunkBlocks] = {}
+        self._slabs: OrderedDict[_Slab, None] = OrderedDict()
+
+    def get(self, chunk: ChunkId, offset: int) -> Block | None:
+        """The block that holds raw `offset` of `chunk`."""
+        known = self._chunks.get(chunk)
+        if known is not None:
+            place = bisect_right(known.starts, offset) - 1
+            if place >= 0:
+                start = known.starts[place]
+                data, slab = known.blocks[start]
+                if offset < start + len(data):
+                    self._slabs.move_to_end(slab)
+                    self.hits += 1
+                    return start, data
+        self.misses += 1
+        return None
+
+    def next_start(self, chunk: ChunkId, offset: int, end: int) -> int:
+        """Where the first cached block after `offset` starts; `end` if there is none before it."""
+        known = self._chunks.get(chunk)
+        if known is None:
+            return end
+        place = bisect_right(known.starts, offset)
+        return min(end, known.starts[place]) if place < len(known.starts) else end
+
+    def put(self, chunk: ChunkId, blocks: Iterable[Block], size: int) -> None:
+        """Add blocks that share `size` bytes of memory. Known ones are left as they are."""
+        if size + _SLAB_OVERHEAD_BYTES > self.capacity_bytes:
+            return
+        known = self._chunks.get(chunk)
+        if known is None:
+            known = _ChunkBlocks()
+        slab = _Slab(chunk, [], size + _SLAB_OVERHEAD_BYTES)
+        for start, data in blocks:
+            if start not in known.blocks:
+                insort(known.starts, start)
+                known.blocks[start] = (data, slab)
+                slab.starts.append(start)
+        if not slab.starts:
+            return
+        self._chunks[chunk] = known
+        self._slabs[slab] = None
+        self.used_bytes += slab.size
+        while self.used_bytes > self.capacity_bytes:
+            self._drop(self._slabs.popitem(last=False)[0])
+
+    def _drop(self, slab: _Slab) -> None:
+        self.used_bytes -= slab.size
+        known = self._chunks[slab.chunk]
+        for start in slab.starts:
+            del known.blocks[start]
+        if known.blocks:
+            gone = set(slab.starts)
+            known.starts = [start for start in known.starts if start not in gone]
+        else:
+            del self._chunks[slab.chunk]

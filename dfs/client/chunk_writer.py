@@ -1,0 +1,466 @@
+"""Writes raw bytes of many files into chunks: one open chunk for each policy.
+
+    ticket = await writer.submit([b"..."])     # waits only while too much is in flight
+    await ticket.wait()                        # acknowledged by the disks
+    ticket.places                              # [(chunk, chunk_offset)], for an extent each
+    ticket.settle()                            # its extents are committed (or given up)
+
+Pieces of up to `PACK_BYTES` share blocks, longer ones are blocks of their own. Blocks are
+compressed and checksummed in worker threads, a run of them at a time, and several runs are on
+their way. A full chunk is sealed in the background and the next one allocated ahead. When
+fragments fail, the runs that are not safe go to a new chunk on other disks; raw bytes are kept
+until they are acknowledged.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from dfs.client.avoidance import Avoidance
+from dfs.client.meta import Meta
+from dfs.client.open_chunk import ChunkBrokenError, OpenChunk, Run
+from dfs.client.resolver import Resolver
+from dfs.client.retry import OnUnavailable, Patience, worth_retrying
+from dfs.core.block import BLOCK_BYTES, BLOCKS_MAX, EncodedBlock, encode_block
+from dfs.core.buffers import Buffer
+from dfs.core.chunk import CHUNK_MAX_BYTES, DiskLocation
+from dfs.core.errors import DfsError, NoSpaceError, SessionError, UnavailableError, from_wire
+from dfs.core.ids import ChunkId
+from dfs.core.policy import Policy
+from dfs.core.redundancy import Redundancy
+from dfs.core.workers import Workers
+from dfs.wire.limits import ByteBudget
+from dfs.wire.pool import Pool
+
+PACK_BYTES: Final = 64 * 1024
+"""Pieces shorter than this share blocks with others."""
+RUN_BYTES: Final = 1024 * 1024
+"""Raw bytes that are encoded in one hop and travel in one append."""
+RUNS_IN_FLIGHT: Final = 6
+IN_FLIGHT_BYTES: Final = 32 * 1024 * 1024
+"""Raw bytes submitted and not acknowledged, over all writers of a client."""
+_AHEAD_BYTES: Final = CHUNK_MAX_BYTES // 4
+"""With this much in a chunk, the next one is allocated."""
+
+log = logging.getLogger(__name__)
+
+
+class Ticket:
+    """Pieces on their way to the disks. Created by `ChunkWriter.submit`."""
+
+    __slots__ = ("_chunks", "_done", "_missing", "error", "places", "size")
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.places: list[tuple[ChunkId, int]] = [(0, 0)] * len(lengths)
+        """Chunk and raw offset of each piece; valid after `wait`."""
+        self.size = sum(lengths)
+        self.error: DfsError | None = None
+        self._missing = len(lengths)
+        self._chunks: list[OpenChunk] = []
+        self._done = trio.Event()
+        if not lengths:
+            self._done.set()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    @property
+    def chunks(self) -> Sequence[OpenChunk]:
+        """The chunks that hold the pieces."""
+        return self._chunks
+
+    async def wait(self) -> None:
+        """Until all pieces are acknowledged. Raises DfsError when they could not be written."""
+        await self._done.wait()
+        if self.error is not None:
+            raise from_wire(self.error.to_wire())
+
+    def settle(self) -> None:
+        """The extents are committed, or will never be: the chunks may be sealed. Repeatable."""
+        chunks, self._chunks = self._chunks, []
+        for chunk in chunks:
+            chunk.release()
+
+    def _place(self, position: int, chunk: OpenChunk, offset: int) -> None:
+        self.places[position] = (chunk.chunk, offset)
+        if chunk not in self._chunks:
+            self._chunks.append(chunk)
+            chunk.hold()
+        self._missing -= 1
+        if not self._missing:
+            self._done.set()
+
+    def _fail(self, error: DfsError) -> None:
+        if not self._done.is_set():
+            self.error = error
+            self._done.set()
+
+
+class _Piece:
+    __slots__ = ("order", "position", "raw", "ticket")
+
+    def __init__(self, ticket: Ticket, position: int, raw: Buffer, order: int) -> None:
+        self.ticket = ticket
+        self.position = position
+        self.raw = raw
+        self.order = order
+
+
+_Block = list[_Piece]
+
+
+class WriteContext:
+    """What all chunk writers of a client share."""
+
+    def __init__(
+        self,
+        *,
+        meta: Meta,
+        pool: Pool,
+        resolver: Resolver,
+        workers: Workers,
+        nursery: trio.Nursery,
+        near: str,
+    ) -> None:
+        self.meta = meta
+        self.pool = pool
+        self.resolver = resolver
+        self.workers = workers
+        self.nursery = nursery
+        self.near = near
+        self.avoidance = Avoidance()
+        self.budget = ByteBudget(IN_FLIGHT_BYTES)
+
+
+class ChunkWriter:
+    """See the module. One for each policy in use; owned by the client."""
+
+    def __init__(self, policy: Policy, context: WriteContext) -> None:
+        self.policy = policy
+        self._context = context
+        self._queue: deque[_Piece] = deque()
+        self._order = 0
+        self._runs = 0
+        self._current: OpenChunk | None = None
+        self._ahead: OpenChunk | None = None
+        self._allocating = False
+        self._finishing: dict[ChunkId, OpenChunk] = {}
+        self._unsynced: dict[ChunkId, OpenChunk] = {}
+        self._pumping = False
+        self._closed = False
+        self._idle = trio.lowlevel.ParkingLot()
+
+    async def submit(self, raws: Sequence[Buffer]) -> Ticket:
+        """Queue pieces of 1 to BLOCK_BYTES bytes each; none of them may be changed any more."""
+        ticket = Ticket([len(raw) for raw in raws])
+        if not raws:
+            return ticket
+        await self._context.budget.acquire(min(ticket.size, IN_FLIGHT_BYTES))
+        if self._closed:
+            self._context.budget.release(min(ticket.size, IN_FLIGHT_BYTES))
+            raise _closed()
+        for position, raw in enumerate(raws):
+            self._order += 1
+            self._queue.append(_Piece(ticket, position, raw, self._order))
+        self._context.nursery.start_soon(self._give_back_when_done, ticket)
+        self._start_pump()
+        return ticket
+
+    async def _give_back_when_done(self, ticket: Ticket) -> None:
+        try:
+            await ticket._done.wait()
+        finally:
+            self._context.budget.release(min(ticket.size, IN_FLIGHT_BYTES))
+
+    def session_replaced(self) -> None:
+        """Chunks of an expired session are of no more use."""
+        for chunk in (self._current, self._ahead):
+            if chunk is not None:
+                chunk.close()
+
+    async def sync(self) -> None:
+        """Make durable whatever is acknowledged now. Raises DfsError when it could not be."""
+        for chunk in list(self._unsynced.values()):
+            await self.sync_chunk(chunk)
+
+    async def sync_chunk(self, chunk: OpenChunk) -> None:
+        """`OpenChunk.sync`, again while servers cannot be reached, as `on_unavailable` says."""
+        patience = self._context.meta.link.patience()
+        while True:
+            try:
+                await chunk.sync()
+            except DfsError as error:
+                if not worth_retrying(error):
+                    raise
+                await patience.pause(error)
+            else:
+                if chunk.closed and chunk.synced:
+                    self._unsynced.pop(chunk.chunk, None)
+                return
+
+    async def close(self) -> None:
+        """Seal all chunks; what is queued is written first, what is not committed is waited for."""
+        while self._queue or self._runs:
+            await self._idle.park()
+        self._closed = True
+        self._retire(self._current)
+        self._retire(self._ahead)
+        self._current = self._ahead = None
+        while self._finishing:
+            await self._idle.park()
+
+    # ---------------------------------------------------------------- the pump
+
+    def _start_pump(self) -> None:
+        if not self._pumping and self._queue and self._runs < RUNS_IN_FLIGHT:
+            self._pumping = True
+            self._context.nursery.start_soon(self._pump)
+
+    async def _pump(self) -> None:
+        """Cut the queue into runs, as long as there is room in flight.
+
+        Started one tick after the first piece came, so that small ones of that tick share blocks.
+        """
+        try:
+            while self._queue and self._runs < RUNS_IN_FLIGHT:
+                try:
+                    chunk = await self._writable()
+                except DfsError as error:
+                    self._fail_queue(error)
+                    return
+                blocks = self._cut(chunk)
+                run = chunk.assign([sum(len(p.raw) for p in block) for block in blocks])
+                self._runs += 1
+                self._unsynced[chunk.chunk] = chunk
+                self._context.nursery.start_soon(self._write, chunk, run, blocks)
+        except BaseException:
+            self._fail_queue(_closed())
+            raise
+        finally:
+            self._pumping = False
+            self._idle.unpark_all()
+
+    def _fail_queue(self, error: DfsError) -> None:
+        queue, self._queue = self._queue, deque()
+        for piece in queue:
+            piece.ticket._fail(error)
+
+    def _cut(self, chunk: OpenChunk) -> list[_Block]:
+        """Take pieces off the queue for one run: at least one, as many as fit."""
+        queue = self._queue
+        blocks: list[_Block] = []
+        room = min(chunk.room, RUN_BYTES)
+        packed: _Block | None = None
+        packed_size = 0
+        while queue:
+            piece = queue[0]
+            size = len(piece.raw)
+            if size > room and blocks:
+                break
+            room -= size
+            queue.popleft()
+            if size >= PACK_BYTES:
+                blocks.append([piece])
+            elif packed is not None and packed_size + size <= BLOCK_BYTES:
+                packed.append(piece)
+                packed_size += size
+            else:
+                packed, packed_size = [piece], size
+                blocks.append(packed)
+        return blocks
+
+    async def _write(self, chunk: OpenChunk, run: Run, blocks: list[_Block]) -> None:
+        try:
+            try:
+                encoded = await self._context.workers.run(
+                    _encode,
+                    chunk.chunk,
+                    run.first_block,
+                    run.start,
+                    blocks,
+                    chunk.redundancy,
+                    self.policy.compression,
+                )
+            except BaseException:
+                chunk.abandon(run)
+                raise
+            await chunk.append(run, encoded)
+        except ChunkBrokenError as error:
+            log.info("writing elsewhere: %s", error)
+            self._take_back(blocks)
+        except BaseException:
+            for block in blocks:
+                for piece in block:
+                    piece.ticket._fail(_closed())
+            raise
+        else:
+            for block, place in zip(blocks, encoded, strict=True):
+                offset = place.raw_offset
+                for piece in block:
+                    piece.ticket._place(piece.position, chunk, offset)
+                    offset += len(piece.raw)
+        finally:
+            self._runs -= 1
+            self._start_pump()
+            self._idle.unpark_all()
+
+    def _take_back(self, blocks: list[_Block]) -> None:
+        """Queue pieces again, in their old order, before all that came later."""
+        pieces = [piece for block in blocks for piece in block if not piece.ticket.done]
+        if self._queue and pieces and self._queue[0].order < pieces[-1].order:
+            pieces = sorted([*pieces, *self._queue], key=lambda piece: piece.order)
+            self._queue = deque(pieces)
+        else:
+            self._queue.extendleft(reversed(pieces))
+
+    # ---------------------------------------------------------------- chunks
+
+    async def _writable(self) -> OpenChunk:
+        """The open chunk, with room for the next piece and a block more."""
+        size = len(self._queue[0].raw)
+        while True:
+            chunk = self._current
+            if chunk is not None and chunk.room >= size and chunk.next_block < BLOCKS_MAX - 1024:
+                if chunk.assigned >= _AHEAD_BYTES:
+                    self._allocate_ahead()
+                return chunk
+            self._retire(chunk)
+            self._current = None
+            self._current = await self._next_chunk()
+
+    async def _next_chunk(self) -> OpenChunk:
+        while self._allocating:
+            await self._idle.park()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            holds = self._context.avoidance.holds
+            if not ahead.closed and not any(holds(s.disk.disk) for s in ahead.streams):
+                return ahead
+            self._retire(ahead)
+        return await self._allocate(self._context.meta.link.patience())
+
+    async def _allocate(self, patience: Patience) -> OpenChunk:
+        """A new chunk, away from disks that just failed. Waits as `on_unavailable` says."""
+        context = self._context
+        while True:
+            avoid = context.avoidance.disks()
+            try:
+                layout = await context.meta.allocate_chunks(
+                    self.policy.policy, avoid=avoid, near=context.near, once=True
+                )
+            except DfsError as error:
+                refused = self._full(error, avoid)
+                if refused is not None:
+                    raise refused from error
+                if not worth_retrying(error):
+                    raise
+                await patience.pause(error)
+                continue
+            context.resolver.learn(layout)
+            chunk = layout.chunks[0]
+            places = {disk.disk: disk for disk in layout.disks}
+            if chunk.owner != context.meta.session.current_id:
+                continue  # the session was replaced meanwhile
+            opened = OpenChunk(
+                chunk,
+                [places[fragment.disk] for fragment in chunk.fragments],
+                context.pool,
+                self._disk_failed,
+            )
+            refused = self._full(None, tuple(set(avoid) & set(places)))
+            if refused is None:
+                return opened
+            self._retire(opened)
+            raise refused
+
+    def _full(self, error: DfsError | None, avoid: Sequence[int]) -> NoSpaceError | None:
+        """NoSpaceError, if disks that said they are full are why there is no chunk.
+
+        The master takes avoided disks where it has no others, so being given one that has
+        just said it is full (before the master heard of it) means the same as a refusal.
+        """
+        if error is not None and not isinstance(error, UnavailableError):
+            return None
+        answers = self._context.avoidance.errors()
+        full = {disk: answers[disk] for disk in avoid if disk in answers}
+        full = {disk: said for disk, said in full.items() if isinstance(said, NoSpaceError)}
+        if not full:
+            return None
+        said = "; ".join(said.message for said in list(full.values())[:6])
+        return NoSpaceError(
+            f"no space for policy {self.policy.name!r}: {said}",
+            hint="delete files, or add disks or servers",
+        )
+
+    def _allocate_ahead(self) -> None:
+        if self._ahead is None and not self._allocating:
+            self._allocating = True
+            self._context.nursery.start_soon(self._fill_ahead)
+
+    async def _fill_ahead(self) -> None:
+        try:
+            patience = Patience(OnUnavailable(0.0), self._context.meta.link.rng)
+            self._ahead = await self._allocate(patience)
+        except DfsError as error:
+            # Asked for again when it is needed; what is wrong then is reported then.
+            log.debug("no chunk allocated ahead: %s", error)
+        finally:
+            self._allocating = False
+            self._idle.unpark_all()
+
+    def _disk_failed(self, disk: DiskLocation, error: DfsError) -> None:
+        self._context.avoidance.note(disk.disk, error)
+        if isinstance(error, UnavailableError):
+            self._context.resolver.failed(disk.address)
+
+    def _retire(self, chunk: OpenChunk | None) -> None:
+        """See to it that a chunk is sealed once nothing of it is in flight or uncommitted."""
+        if chunk is None:
+            return
+        chunk.close()
+        self._finishing[chunk.chunk] = chunk
+        self._context.nursery.start_soon(self._finish, chunk)
+
+    async def _finish(self, chunk: OpenChunk) -> None:
+        try:
+            await chunk.drained()
+            await chunk.seal_fragments()
+            if chunk.synced:
+                self._unsynced.pop(chunk.chunk, None)
+            await chunk.released()
+            if chunk.owner == self._context.meta.session.current_id:
+                await self._context.meta.seal_chunk(chunk.chunk, chunk.good_length, chunk.lost)
+        except SessionError as error:
+            log.info("chunk %d is left to the master to seal: %s", chunk.chunk, error)
+        except DfsError as error:
+            log.warning("chunk %d could not be sealed: %s", chunk.chunk, error)
+        finally:
+            del self._finishing[chunk.chunk]
+            self._idle.unpark_all()
+
+
+def _encode(
+    chunk: ChunkId,
+    first_block: int,
+    start: int,
+    blocks: list[_Block],
+    redundancy: Redundancy,
+    level: int | None,
+) -> list[EncodedBlock]:
+    encoded = []
+    offset = start
+    for index, block in enumerate(blocks, first_block):
+        raw = block[0].raw if len(block) == 1 else b"".join([piece.raw for piece in block])
+        encoded.append(
+            encode_block(chunk, index, offset, raw, redundancy=redundancy, level=level)
+        )
+        offset += len(raw)
+    return encoded
+
+
+def _closed() -> DfsError:
+    return SessionError("the client is closed")

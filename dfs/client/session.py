@@ -1,0 +1,193 @@
+"""The client's session with the master: opened on first use, renewed, replaced when it expired.
+
+A request that changes state carries the session's id and a sequence number. A repeat with the
+same number takes effect once, which is what makes it safe to retry after a lost reply. The
+master remembers the last `WINDOW` replies, so no number may be sent while one that is `WINDOW`
+older still waits for its answer.
+"""
+
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import trio
+
+from dfs.client.master_link import MasterLink
+from dfs.client.retry import Patience, worth_retrying
+from dfs.core.errors import DfsError, SessionError
+from dfs.core.ids import SessionId
+from dfs.wire.messages import (
+    WINDOW,
+    CloseSession,
+    Empty,
+    Message,
+    OpenSession,
+    RenewSession,
+    SessionOpened,
+)
+
+R = TypeVar("R", bound=Message)
+MakeRequest = Callable[[SessionId, int], Message]
+
+_RENEWALS_PER_LEASE: Final = 3
+_CLOSE_TIMEOUT_S: Final = 3.0
+
+log = logging.getLogger(__name__)
+
+
+class _Lease:
+    """One session: its id, and which sequence numbers are in flight."""
+
+    def __init__(self, opened: SessionOpened) -> None:
+        self.session = opened.session
+        self.lease_s = opened.lease_s
+        self.cluster = opened.cluster
+        self._next = 1
+        self._in_flight: OrderedDict[int, None] = OrderedDict()
+        self._room = trio.Condition()
+
+    async def take(self) -> int:
+        """The next number, as soon as the window has room for it."""
+        while self._in_flight and self._next - next(iter(self._in_flight)) >= WINDOW:
+            async with self._room:
+                await self._room.wait()
+        sequence = self._next
+        self._next += 1
+        self._in_flight[sequence] = None
+        return sequence
+
+    async def give_back(self, sequence: int) -> None:
+        """The number has its answer, or nobody will ask for it again."""
+        oldest = next(iter(self._in_flight)) == sequence
+        del self._in_flight[sequence]
+        if oldest and self._room.statistics().tasks_waiting:
+            with trio.CancelScope(shield=True):
+                async with self._room:
+                    self._room.notify_all()
+
+
+class Session:
+    """Sends changes under the current session. Owned by the client, which runs `keep`."""
+
+    def __init__(self, link: MasterLink, client: str, rng: random.Random) -> None:
+        self._link = link
+        self._client = client
+        self._rng = rng
+        self._lease: _Lease | None = None
+        self._opening = trio.Lock()
+        self.closed = False
+        self._opened = trio.Event()
+        self.on_replaced: list[Callable[[], None]] = []
+        """Called after an expired session has been replaced, to take up again what it held."""
+
+    @property
+    def current_id(self) -> SessionId:
+        """The session's number; 0 before the first change."""
+        return self._lease.session if self._lease else 0
+
+    async def open(self) -> None:
+        """Make sure that there is a session."""
+        await self._current()
+
+    async def change(
+        self, make: MakeRequest, reply_type: type[R], *, redo: bool = True, once: bool = False
+    ) -> tuple[R, SessionId]:
+        """Send `make(session, sequence)` until it has its one answer; also the session it got.
+
+        When the session has expired, the request is made anew under the next one, unless
+        `redo` is False: for requests about things that died with the session. (A request
+        whose reply was lost before the session expired may so take effect twice.) With `once`,
+        the first failure is reported, also one that may pass: the caller then does not know
+        whether the request took effect.
+
+        Raises:
+            SessionError: the session has expired, and `redo` is False.
+            DfsError: the master's refusal, or UnavailableError when it took too long.
+        """
+        patience = self._link.patience()
+        while True:
+            lease = await self._current(patience)
+            sequence = await lease.take()
+            try:
+                reply = await self._repeat(
+                    make(lease.session, sequence), reply_type, patience, once=once
+                )
+                return reply, lease.session
+            except SessionError as error:
+                await self._expired(lease, error)
+                if not redo:
+                    raise
+                await patience.pause(error)
+            finally:
+                await lease.give_back(sequence)
+
+    async def keep(self) -> None:
+        """Renew the session before its lease ends, for ever. Run this in the background."""
+        while True:
+            await self._opened.wait()
+            lease = self._lease
+            assert lease is not None
+            await trio.sleep(lease.lease_s / _RENEWALS_PER_LEASE)
+            if lease is not self._lease:
+                continue
+            try:
+                await self._link.call_once(RenewSession(lease.session), Empty)
+            except SessionError as error:
+                with suppress(DfsError):
+                    await self._expired(lease, error)
+            except DfsError as error:
+                # The next round, or the next change, will tell; a master that restarts keeps us.
+                log.debug("could not renew session %d: %s", lease.session, error)
+
+    async def close(self) -> None:
+        """Tell the master that we are done. Never waits long, and never fails."""
+        self.closed = True
+        if self._lease is None:
+            return
+        with trio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+            try:
+                await self._link.call_once(
+                    CloseSession(self._lease.session), Empty, timeout_s=_CLOSE_TIMEOUT_S
+                )
+            except DfsError as error:
+                log.debug("session %d is left to expire: %s", self._lease.session, error)
+
+    async def _current(self, patience: Patience | None = None) -> _Lease:
+        if self._lease is not None:
+            return self._lease
+        async with self._opening:
+            if self._lease is None:
+                if self.closed:
+                    raise SessionError("the client is closed")
+                request = OpenSession(self._client, self._rng.getrandbits(63))
+                opened = await self._repeat(
+                    request, SessionOpened, patience or self._link.patience()
+                )
+                self._lease = _Lease(opened)
+                self._opened.set()
+            return self._lease
+
+    async def _expired(self, lease: _Lease, error: SessionError) -> None:
+        """Give up a session that the master no longer knows, and open the next one."""
+        if self._lease is not lease or self.closed:
+            return
+        log.info("session %d is over (%s); opening a new one", lease.session, error.message)
+        self._lease = None
+        self._opened = trio.Event()
+        await self._current()
+        for callback in self.on_replaced:
+            callback()
+
+    async def _repeat(
+        self, request: Message, reply_type: type[R], patience: Patience, *, once: bool = False
+    ) -> R:
+        while True:
+            try:
+                return await self._link.call_once(request, reply_type)
+            except DfsError as error:
+                if once or not worth_retrying(error):
+                    raise
+                await patience.pause(error)
