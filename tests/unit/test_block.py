@@ -27,7 +27,9 @@ from dfs.core.errors import CorruptError
 from dfs.core.redundancy import Redundancy
 
 TEXT = b"".join(b"line %d of a text that compresses\n" % i for i in range(5000))
-REDUNDANCIES = [Redundancy.parse(text) for text in ("rep:1", "rep:3", "ec:2+1", "ec:4+2", "ec:16+6")]
+REDUNDANCIES = [
+    Redundancy.parse(text) for text in ("rep:1", "rep:3", "ec:2+1", "ec:4+2", "ec:16+6")
+]
 
 
 def content_index(redundancy, index):
@@ -114,7 +116,11 @@ def test_all_records_of_a_fragment_are_parsed_in_order():
         parts.append(bytes(stored(encoded, 5)))
         offset += length
     records = parse_records(memoryview(b"".join(parts)), chunk=9, content_index=5)
-    assert [(r.header.block_index, r.header.raw_offset) for r in records] == [(0, 0), (1, 1), (2, 5001)]
+    assert [(r.header.block_index, r.header.raw_offset) for r in records] == [
+        (0, 0),
+        (1, 1),
+        (2, 5001),
+    ]
     assert [r.header.raw_end for r in records] == [1, 5001, 5018]
     assert [r.length for r in records] == [len(part) for part in parts]
 
@@ -132,7 +138,9 @@ def test_all_records_of_a_fragment_are_parsed_in_order():
 )
 def test_a_block_no_chunk_can_have_is_refused(block_index, raw_offset, length):
     with pytest.raises(ValueError, match="block"):
-        encode_block(1, block_index, raw_offset, bytes(length), redundancy=Redundancy(1, 0), level=3)
+        encode_block(
+            1, block_index, raw_offset, bytes(length), redundancy=Redundancy(1, 0), level=3
+        )
 
 
 # ------------------------------------------------------------------ golden bytes
@@ -144,7 +152,7 @@ def test_the_bytes_of_a_record_are_those_of_the_format_page():
     header = parse_header(bytes.fromhex(GOLDEN_RAW), chunk=0x0102030405, content_index=0)
     assert header == RecordHeader(
         block_index=2, raw_offset=300, raw_length=3, encoded_length=3, payload_length=3,
-        codec=CODEC_RAW, raw_xxh3=0x9E44EDDB1D4C4B76, payload_xxh3=0x9E44EDDB1D4C4B76,
+        codec=CODEC_RAW, raw_xxh3=0x51F1F2EC1F6A1935, payload_xxh3=0x51F1F2EC1F6A1935,
     )  # fmt: skip
 
 
@@ -160,9 +168,27 @@ def test_compressed_records_of_the_past_stay_readable():
     assert decode_block(parsed.header, {0: parsed.payload}, Redundancy(1, 2)) == b"dfs " * 100
 
 
-GOLDEN_RAW = ""
-GOLDEN_EC: list[str] = []
-GOLDEN_ZSTD = ""
+GOLDEN_RAW = (
+    "0cdb0100020000002c01000003000000030000000300000035196a1fecf2f151"
+    "35196a1fecf2f151f87c81fe7fceeeaa"
+    "646673"
+)
+GOLDEN_EC = [
+    "0cdb010000000000000000000b0000000b000000060000000cf8a5279e90f481"
+    "35ca8a1ed772eaf47098da1b0161708f"
+    "646973747269",
+    "0cdb010000000000000000000b0000000b000000060000000cf8a5279e90f481"
+    "e21c4dbdb9f0288b680340b202c80532"
+    "627574656400",
+    "0cdb010000000000000000000b0000000b000000060000000cf8a5279e90f481"
+    "8a4c29e5f48b11bc9b0f5cca37db83e4"
+    "e7629b19eeba",
+]
+GOLDEN_ZSTD = (
+    "0cdb0101000000000000000090010000150000001500000021e44afb0280a283"
+    "f7aafc3e2f146f9001f4de0eb335bc6a"
+    "28b52ffd6090005d00002064667320010089ab8e08"
+)
 
 
 # ------------------------------------------------------------------ damage
@@ -289,9 +315,7 @@ def test_a_frame_that_promises_more_than_the_block_holds_costs_no_memory(lie):
 
 def test_decoding_with_too_few_or_wrong_payloads_is_refused():
     encoded = encode_block(5, 0, 0, TEXT[:3000], redundancy=Redundancy(4, 2), level=3)
-    records = {
-        i: parse_records(stored(encoded, i), chunk=5, content_index=i)[0] for i in range(6)
-    }
+    records = {i: parse_records(stored(encoded, i), chunk=5, content_index=i)[0] for i in range(6)}
     header = records[0].header
     payloads = {i: record.payload for i, record in records.items()}
     with pytest.raises(CorruptError, match="too few"):

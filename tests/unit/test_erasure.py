@@ -29,9 +29,7 @@ def test_any_piece_is_rebuilt_from_k_others(shape, data, random):
     pieces = erasure.encode(data, k, m)
     missing = random.randrange(k + m)
     others = random.sample([index for index in range(k + m) if index != missing], k)
-    rebuilt = erasure.rebuild(
-        {index: pieces[index] for index in others}, missing, len(data), k, m
-    )
+    rebuilt = erasure.rebuild({index: pieces[index] for index in others}, missing, len(data), k, m)
     assert rebuilt == pieces[missing]
 
 

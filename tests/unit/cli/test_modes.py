@@ -33,7 +33,9 @@ def test_modes_mean_what_gnu_chmod_makes_of_them(text: str, tmp_path: Path) -> N
         os.umask(old_umask)
 
 
-@pytest.mark.parametrize("text", ["", "8", "77777", "u", "u+z", "x+r", "u+r,", "rw", "0o644", "u+r g+r"])
+@pytest.mark.parametrize(
+    "text", ["", "8", "77777", "u", "u+z", "x+r", "u+r,", "rw", "0o644", "u+r g+r"]
+)
 def test_what_is_no_mode_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not a mode"):
         ModeChange(text, 0o022)

@@ -1,0 +1,151 @@
+"""From a command to the cluster: which master, one client, and a clean stop on Ctrl-C.
+
+`options` holds what the user said before the command; the app's callback sets it once.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from dfs.cli.devcluster import DevCluster, default_directory
+from dfs.cli.failures import StoppedError
+from dfs.core.errors import ConfigError, DfsError, UnavailableError
+from dfs.core.ids import ROOT_INODE
+
+if TYPE_CHECKING:
+    from dfs.client import Client
+
+FIRST_CONTACT_S: Final = 5.0
+"""How long a command looks for a master that does not answer at all. Later waits are longer."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What the user said for every command."""
+
+    master: str | None = None
+    on_unavailable: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+    tracebacks: bool = False
+    """Of what is a bug in dfs: in full."""
+
+
+options: Final = Options()
+
+
+def master_address() -> str:
+    """Where the master is: --master, DFS_MASTER, or the local dev cluster that runs.
+
+    Raises:
+        ConfigError: none of them says, or what they say is no address.
+    """
+    if options.master is not None:
+        return check_address(options.master, "--master")
+    if named := os.environ.get("DFS_MASTER"):
+        return check_address(named, "DFS_MASTER")
+    with contextlib.suppress(ConfigError):
+        running = DevCluster(default_directory()).running()
+        if running is not None and "master" in running.alive():
+            return running.master
+    raise ConfigError(
+        "which cluster? No master is named, and no local one runs",
+        hint="give --master HOST:PORT, set DFS_MASTER, or start a local cluster with "
+        "`dfs dev start`",
+    )
+
+
+def check_address(text: str, source: str) -> str:
+    """`HOST:PORT[,HOST:PORT...]` as it was. Raises ConfigError that names `source`."""
+    for address in text.split(","):
+        host, colon, port = address.strip().rpartition(":")
+        if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ConfigError(
+                f"{source}: {address!r} is no address", hint="write HOST:PORT, such as node1:9420"
+            )
+    return text
+
+
+def run(body: "Callable[[Client], Awaitable[int]]") -> int:
+    """Run `body` with a client of the cluster; its exit status.
+
+    Raises:
+        StoppedError: SIGINT, SIGTERM or SIGHUP came; what `body` had under way was cancelled.
+        DfsError, OSError: as `body` raises them (perhaps in an exception group).
+    """
+    import trio
+
+    from dfs.client import connect
+
+    address = master_address()
+
+    async def with_client() -> int:
+        on_unavailable = options.on_unavailable or "wait:60s"
+        async with connect(address, on_unavailable=on_unavailable) as client:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_first_contact, client)
+                status = await body(client)
+                nursery.cancel_scope.cancel()
+        return status
+
+    return trio.run(until_signalled, with_client)
+
+
+async def until_signalled(body: Callable[[], Awaitable[int]]) -> int:
+    """Run `body` under trio; a signal that asks to stop cancels it, and raises StoppedError."""
+    import trio
+
+    status = 0
+    received = 0
+    scope = trio.CancelScope()
+
+    async def watch(task_status: trio.TaskStatus[None]) -> None:
+        nonlocal received
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as numbers:
+            task_status.started()
+            async for number in numbers:
+                if received:  # cleaning up takes too long for the user
+                    os._exit(128 + number)
+                received = number
+                scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(watch)
+        with scope:
+            status = await body()
+        nursery.cancel_scope.cancel()
+    if scope.cancelled_caught:
+        raise StoppedError(received)
+    return status
+
+
+async def _first_contact(client: "Client") -> None:
+    """End the command soon where no master answers at all, unless the user said how long to wait.
+
+    Runs beside the command and costs it nothing. Once the master has answered, the client's
+    own patience holds.
+    """
+    import trio
+
+    from dfs.wire.messages import GetInode, InodeReply
+
+    if options.on_unavailable is not None:
+        return
+    deadline = trio.current_time() + FIRST_CONTACT_S
+    while True:
+        try:
+            await client.meta.link.call_once(
+                GetInode(ROOT_INODE), InodeReply, timeout_s=FIRST_CONTACT_S
+            )
+        except UnavailableError as error:
+            if trio.current_time() >= deadline:
+                raise DfsError(
+                    f"no master answers at {','.join(client.meta.link.addresses)}: {error.message}",
+                    hint=error.hint or "check the address, and that the master runs",
+                ) from error
+            await trio.sleep(0.2)
+        else:
+            return

@@ -1,0 +1,212 @@
+"""`dfs master` and `dfs chunkserver`: the servers, their settings from flags, environment, file.
+
+A settings type has a field for each flag, under the flag's name: that is the name in the TOML
+file, and with DFS_ before it in the environment.
+"""
+
+import faulthandler
+import logging
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import typer
+
+from dfs.cli.arguments import examples
+from dfs.cli.connect import options
+from dfs.cli.failures import DONE
+from dfs.core.config import Duration, Size, load_settings
+
+_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class MasterSettings(msgspec.Struct, kw_only=True):
+    data: Path
+    listen: str = ":9420"
+    down_after: Duration = 60.0
+    lease: Duration = 90.0
+    cache: Size = 128 * 1024 * 1024
+
+
+class ChunkServerSettings(msgspec.Struct, kw_only=True):
+    master: tuple[str, ...]
+    disk: tuple[str, ...]
+    listen: str = ":9421"
+    advertise: str = ""
+    rack: str = ""
+    zone: str = ""
+    capacity: Size | None = None
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        envvar="DFS_CONFIG",
+        help="A TOML file with settings, named as the flags are. Flags win, then DFS_... "
+        "variables, then the file.",
+    ),
+]
+Listen = Annotated[
+    str | None,
+    typer.Option(metavar="[HOST]:PORT", help="Where to listen; without HOST on all interfaces."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        "master",
+        epilog=examples(
+            "dfs master --data /var/lib/dfs --listen 10.0.0.1:9420",
+            "dfs master --config /etc/dfs/master.toml",
+        ),
+    )(master)
+    app.command(
+        "chunkserver",
+        epilog=examples(
+            "dfs chunkserver --master 10.0.0.1:9420 --disk /data/a --disk /data/b --rack r1",
+            "dfs chunkserver --config /etc/dfs/chunkserver.toml",
+        ),
+    )(chunkserver)
+
+
+def master(
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the metadata is kept; made if it is not there."),
+    ] = None,
+    listen: Listen = None,
+    down_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="How long a chunk server may be silent until its fragments count as lost; 60s.",
+        ),
+    ] = None,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="How long a client may be silent until what it holds open is released; 90s.",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for metadata that was read lately; 128M."),
+    ] = None,
+    config: ConfigFile = None,
+) -> int:
+    """Run the metadata master until SIGTERM or SIGINT. Listens on port 9420 by default."""
+    settings = load_settings(
+        MasterSettings,
+        flags={
+            "data": data,
+            "listen": listen,
+            "down_after": down_after,
+            "lease": lease,
+            "cache": cache,
+        },
+        file=config,
+    )
+    import trio
+
+    from dfs.master.daemon import MasterConfig, run_master
+
+    _start_logging()
+    trio.run(
+        run_master,
+        MasterConfig(
+            data=settings.data.absolute(),
+            listen=settings.listen,
+            lease_s=settings.lease,
+            down_after_s=settings.down_after,
+            cache_bytes=settings.cache,
+        ),
+    )
+    return DONE
+
+
+def chunkserver(
+    master: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT[,...]", help="The master, or masters.")
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR", help="A directory to keep fragments in. Repeated: one for each disk."
+        ),
+    ] = None,
+    listen: Listen = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where clients reach this server, if not at what it listens on.",
+        ),
+    ] = None,
+    rack: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The rack this server is in.")
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The zone this server is in.")
+    ] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Fill at most so much of each disk, such as 500G; all by default."
+        ),
+    ] = None,
+    config: ConfigFile = None,
+) -> int:
+    """Run a chunk server until SIGTERM or SIGINT. Listens on port 9421 by default."""
+    settings = load_settings(
+        ChunkServerSettings,
+        flags={
+            "master": master,
+            "disk": disk or None,
+            "listen": listen,
+            "advertise": advertise,
+            "rack": rack,
+            "zone": zone,
+            "capacity": capacity,
+        },
+        file=config,
+    )
+    import trio
+
+    from dfs.chunkserver.config import ChunkServerConfig
+    from dfs.chunkserver.daemon import run_chunkserver
+
+    _start_logging()
+    trio.run(
+        run_chunkserver,
+        ChunkServerConfig(
+            master=settings.master,
+            disks=tuple(str(Path(path).absolute()) for path in settings.disk),
+            listen=settings.listen,
+            advertise=settings.advertise,
+            rack=settings.rack,
+            zone=settings.zone,
+            capacity_bytes=settings.capacity,
+        ),
+    )
+    return DONE
+
+
+def _start_logging() -> None:
+    """A server logs to stderr; whoever runs it keeps that."""
+    level = logging.INFO
+    if options.verbose:
+        level = logging.DEBUG
+    elif options.quiet:
+        level = logging.WARNING
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logger = logging.getLogger("dfs")
+    logger.handlers.clear()
+    logger.setLevel(level)
+    # What nobody foresaw has to be found in the log.
+    options.tracebacks = True
+    faulthandler.enable()
