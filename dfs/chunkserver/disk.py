@@ -185,7 +185,7 @@ class Disk:
     async def _probe(self) -> None:
         def look() -> str:
             self.room.refresh()
-            os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
+            identities.note_holder(Path(self.path))
             return identities.load(Path(self.path)).disk
 
         had_room = self.room.free_bytes > 0

@@ -100,7 +100,7 @@ class FragmentFile:
         """
         path = os.path.join(directory, str(name))
         try:
-            fd = _open_fd(path)
+            fd = _open_fd(path, writable=name.length is None)
         except FileNotFoundError as error:
             raise FragmentGoneError(f"{_describe(name)} is missing: its file is gone") from error
         try:
@@ -507,13 +507,14 @@ class FragmentFile:
         return index if good == len(index) else index.first(good)
 
 
-def _open_fd(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _open_fd(path: str, *, writable: bool) -> int:
+    if writable:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:

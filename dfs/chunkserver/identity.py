@@ -62,7 +62,7 @@ def prepare(directory: Path, *, disk: str, server: str) -> Identity:
             hint="give an empty directory, or check that the right disk is mounted there",
         )
     fragments = directory / FRAGMENTS
-    if fragments.exists() and any(any(os.scandir(each)) for each in fragments.iterdir()):
+    if fragments.exists() and any(os.listdir(each) for each in fragments.iterdir()):
         raise ConfigError(
             f"{directory} holds fragments but no {IDENTITY_FILE}",
             hint=f"restore {IDENTITY_FILE}, or move the fragments away to start afresh",
@@ -98,9 +98,12 @@ def take_lock(directory: Path) -> int:
     Raises:
         ConfigError: another process serves this disk.
     """
-    fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Open for reading only: a file open for writing would keep an operator from remounting a sick
+    # disk read-only.
+    fd = os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        note_holder(directory)
     except BlockingIOError as error:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
@@ -111,9 +114,12 @@ def take_lock(directory: Path) -> int:
     except BaseException:
         os.close(fd)
         raise
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def note_holder(directory: Path) -> None:
+    """Write our pid into the lock file: for people, and to see whether the disk is writable."""
+    (directory / LOCK_FILE).write_text(f"{os.getpid()}\n", encoding="ascii")
 
 
 def sync_directory(directory: str | Path) -> None:

@@ -23,6 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="admin")
+
+
 _CHUNK_PAGE: Final = 1000
 
 

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -15,19 +16,6 @@ from typing import Annotated, Final
 import typer
 
 import dfs
-from dfs.cli import (
-    admin,
-    attributes,
-    daemons,
-    dev,
-    files,
-    finding,
-    listing,
-    locating,
-    policies,
-    transfer,
-    usage,
-)
 from dfs.cli.connect import options
 from dfs.cli.failures import (
     BROKEN_PIPE,
@@ -49,22 +37,50 @@ _USAGE_ERROR: Final[type] = typer.BadParameter.__mro__[1]
 _HOISTED_FLAGS: Final = frozenset({"--verbose", "--quiet"})
 _HOISTED_VALUES: Final = frozenset({"--master", "--on-unavailable"})
 
-app = typer.Typer(
-    name=PROGRAM,
-    help="A distributed file system: files in a cluster of chunk servers, under one tree.",
-    epilog="Global options may also follow the command. `dfs COMMAND --help` tells more.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help"], "max_content_width": 100},
-)
-for module in (transfer, listing, files, attributes, finding, usage, locating):
-    module.register(app)
-app.add_typer(policies.app, name="policy")
-app.add_typer(admin.app, name="admin")
-app.add_typer(dev.app, name="dev")
-daemons.register(app)
+_COMMANDS: Final = {
+    "upload": "transfer",
+    "download": "transfer",
+    "ls": "listing",
+    "tree": "listing",
+    "stat": "listing",
+    "cat": "files",
+    "mkdir": "files",
+    "rm": "files",
+    "mv": "files",
+    "cp": "files",
+    "ln": "files",
+    "chmod": "attributes",
+    "chown": "attributes",
+    "touch": "attributes",
+    "find": "finding",
+    "du": "usage",
+    "df": "usage",
+    "locate": "locating",
+    "policy": "policies",
+    "admin": "admin",
+    "master": "daemons",
+    "chunkserver": "daemons",
+    "dev": "dev",
+}
+"""Each command, and the module that registers it: only that one is imported, to start quickly."""
+
+
+def build_app(command: str = "") -> typer.Typer:
+    """The program with one command, or with all of them where there is none of that name."""
+    app = typer.Typer(
+        name=PROGRAM,
+        help="A distributed file system: files in a cluster of chunk servers, under one tree.",
+        epilog="Global options may also follow the command. `dfs COMMAND --help` tells more.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(global_options)
+    names = [_COMMANDS[command]] if command in _COMMANDS else dict.fromkeys(_COMMANDS.values())
+    for name in names:
+        importlib.import_module(f"dfs.cli.{name}").register(app)
+    return app
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,7 +89,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def global_options(
     master: Annotated[
         str | None,
@@ -116,10 +131,11 @@ def global_options(
         logger.addHandler(logging.NullHandler())
 
 
-def hoist(arguments: Sequence[str]) -> list[str]:
-    """Global options that follow the command, moved before it: `dfs ls / --master HOST:PORT`.
+def hoist(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command, and the arguments with global options moved before it.
 
-    `chunkserver` has a --master of its own, which stays.
+    So that `dfs ls / --master HOST:PORT` works too. `chunkserver` has a --master of its own, which
+    stays.
     """
     moved: list[str] = []
     rest: list[str] = []
@@ -139,7 +155,7 @@ def hoist(arguments: Sequence[str]) -> list[str]:
             if not command and not argument.startswith("-"):
                 command = argument
             rest.append(argument)
-    return [*moved, *rest]
+    return command, [*moved, *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,13 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if stream is not None:
             # A name must never stop a listing, whatever the terminal's character set.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    status = _run(hoist(sys.argv[1:] if arguments is None else arguments))
+    status = _run(sys.argv[1:] if arguments is None else arguments)
     return max(status, _flush())
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: Sequence[str]) -> int:
     try:
-        status = app(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        command, arguments = hoist(arguments)
+        status = build_app(command)(args=arguments, prog_name=PROGRAM, standalone_mode=False)
         return status if isinstance(status, int) else DONE
     except BaseException as error:
         return _end(error)

@@ -85,13 +85,18 @@ def run(body: "Callable[[Client], Awaitable[int]]") -> int:
     async def with_client() -> int:
         on_unavailable = options.on_unavailable or "wait:60s"
         async with connect(address, on_unavailable=on_unavailable) as client:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_first_contact, client)
-                status = await body(client)
-                nursery.cancel_scope.cancel()
-        return status
 
-    return trio.run(until_signalled, with_client)
+            async def work() -> int:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_first_contact, client)
+                    status = await body(client)
+                    nursery.cancel_scope.cancel()
+                return status
+
+            # Inside, so that a client whose work was cancelled still says goodbye to the master.
+            return await until_signalled(work)
+
+    return trio.run(with_client)
 
 
 async def until_signalled(body: Callable[[], Awaitable[int]]) -> int:
@@ -101,10 +106,14 @@ async def until_signalled(body: Callable[[], Awaitable[int]]) -> int:
     status = 0
     received = 0
     scope = trio.CancelScope()
+    stop_signals = _stop_signals()
 
     async def watch(task_status: trio.TaskStatus[None]) -> None:
         nonlocal received
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as numbers:
+        if not stop_signals:
+            task_status.started()
+            return
+        with trio.open_signal_receiver(*stop_signals) as numbers:
             task_status.started()
             async for number in numbers:
                 if received:  # cleaning up takes too long for the user
@@ -120,6 +129,12 @@ async def until_signalled(body: Callable[[], Awaitable[int]]) -> int:
     if scope.cancelled_caught:
         raise StoppedError(received)
     return status
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Those that ask to stop, but for what our starter has us ignore (nohup, a shell's `&`)."""
+    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
 
 
 async def _first_contact(client: "Client") -> None:

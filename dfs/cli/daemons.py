@@ -16,6 +16,7 @@ from dfs.cli.arguments import examples
 from dfs.cli.connect import options
 from dfs.cli.failures import DONE
 from dfs.core.config import Duration, Size, load_settings
+from dfs.core.errors import ConfigError, DfsError
 
 _LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -109,6 +110,7 @@ def master(
         },
         file=config,
     )
+    _check_address("listen", settings.listen, listening=True)
     import trio
 
     from dfs.master.daemon import MasterConfig, run_master
@@ -173,6 +175,10 @@ def chunkserver(
         },
         file=config,
     )
+    _check_address("listen", settings.listen, listening=True)
+    for name, addresses in (("master", settings.master), ("advertise", (settings.advertise,))):
+        for address in filter(None, addresses):
+            _check_address(name, address)
     import trio
 
     from dfs.chunkserver.config import ChunkServerConfig
@@ -192,6 +198,16 @@ def chunkserver(
         ),
     )
     return DONE
+
+
+def _check_address(name: str, address: str, *, listening: bool = False) -> None:
+    """Raises ConfigError that names the setting."""
+    from dfs.wire.transport import parse_address
+
+    try:
+        parse_address(address, listening=listening)
+    except DfsError as error:
+        raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
 
 
 def _start_logging() -> None:

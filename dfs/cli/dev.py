@@ -35,6 +35,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="dev")
+
+
 Directory = Annotated[
     Path | None,
     typer.Option(
@@ -93,8 +98,8 @@ def _say_started(cluster: DevCluster, definition: Definition, started: list[str]
     count = len(definition.servers)
     verb = "runs" if started else "runs already"
     print(
-        f"The dev cluster {verb}: master {definition.master.address}, {count} chunk "
-        f"server{'' if count == 1 else 's'}, data in {cluster}"
+        f"The dev cluster {verb}: master {definition.master.address}, "
+        f"{render.plural(count, 'chunk server')}, data in {cluster}"
     )
     if started and len(started) <= count:
         print(f"Started: {', '.join(started)}")

@@ -118,10 +118,10 @@ class DevCluster:
         return found
 
     def require(self) -> Definition:
-        """Raises ConfigError where there is no dev cluster."""
+        """Raises DfsError where there is no dev cluster."""
         if found := self.definition():
             return found
-        raise ConfigError(f"{self}: no dev cluster here", hint="`dfs dev start` makes one")
+        raise DfsError(f"{self}: no dev cluster here", hint="`dfs dev start` makes one")
 
     def running(self) -> RunningCluster | None:
         """What cluster.json says; None where there is none, or it is unreadable."""

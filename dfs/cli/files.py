@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,15 +14,12 @@ from dfs.cli.connect import run
 from dfs.cli.failures import Failures
 from dfs.cli.modes import ModeChange
 from dfs.cli.names import base, join, remote_path, show, tidy
-from dfs.cli.streams import StandardOutput
 from dfs.core.errors import ConfigError, DfsError
 from dfs.core.ids import ROOT_INODE, InodeId
 
 if TYPE_CHECKING:
     from dfs.client import Client
     from dfs.core.inode import Inode
-
-_READ_BYTES: Final = 4 * 1024 * 1024
 
 Force = Annotated[bool, typer.Option("-f", "--force", help="Replace what is there.")]
 NoClobber = Annotated[
@@ -57,18 +54,9 @@ def cat(paths: RemotePaths) -> int:
     names = [remote_path(path) for path in paths]
 
     async def body(client: "Client") -> int:
-        failures = Failures()
-        output = StandardOutput()
-        for path in names:
-            try:
-                async with await client.open(path, "r") as file:
-                    offset = 0
-                    while parts := await file.pread_parts(_READ_BYTES, offset):
-                        offset += sum(map(len, parts))
-                        await output.write(parts)
-            except DfsError as error:
-                failures.add(error)
-        return failures.status
+        from dfs.cli.streams import write_to_stdout
+
+        return await write_to_stdout(client, names)
 
     return run(body)
 

@@ -390,11 +390,8 @@ class _TreeDrawing:
         self._guides.append("    " if node.last else "│   ")
 
     def finish(self) -> None:
-        directories = (
-            "1 directory" if self._directories == 1 else f"{self._directories} directories"
-        )
-        files = "1 file" if self._files == 1 else f"{self._files} files"
-        print(f"\n{directories}, {files}")
+        directories = render.plural(self._directories, "directory")
+        print(f"\n{directories}, {render.plural(self._files, 'file')}")
 
 
 class _TreeDocument:

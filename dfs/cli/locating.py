@@ -179,7 +179,10 @@ def describe_chunk(chunk: Chunk, disks: Mapping[int, DiskLocation]) -> dict[str,
 
 def _print(path: bytes, inode: Inode, described: dict[str, Any]) -> None:
     extents, chunks = described["extents"], described["chunks"]
-    print(f"{show(path)}: {inode.size} bytes, {len(extents)} extents in {len(chunks)} chunks")
+    print(
+        f"{show(path)}: {render.plural(inode.size, 'byte')}, "
+        f"{render.plural(len(extents), 'extent')} in {render.plural(len(chunks), 'chunk')}"
+    )
     if not extents:
         return
     print()

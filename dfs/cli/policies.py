@@ -27,6 +27,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="policy")
+
+
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A policy.", show_default=False)]
 
 

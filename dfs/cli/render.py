@@ -13,13 +13,13 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from dfs.cli.connect import options
+from dfs.core.units import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
     from dfs.client import Progress
 
@@ -66,6 +66,13 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours}h {minutes}m"
     return f"{hours // 24}d {hours % 24}h"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 file`, `2 files`, `3 directories`."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun}"
 
 
 def percent(part: float, whole: float) -> str:
@@ -199,38 +206,25 @@ class ProgressBar:
         self._title = title
         self._in_bytes = in_bytes
         self._rich: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._latest: Progress | None = None
         self._next_s = 0.0
 
     def __enter__(self) -> Self:
         if options.quiet or sys.stderr is None or not sys.stderr.isatty():
             return self
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
 
-        files = TextColumn("{task.fields[files]}")
-        columns = (
-            (DownloadColumn(binary_units=True), TransferSpeedColumn(), files)
-            if self._in_bytes
-            else (MofNCompleteColumn(),)
-        )
-        self._rich = Progress(
+        self._rich = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            *columns,
+            TextColumn("{task.fields[done]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
+        self._rich.add_task(self._title, total=None, done="")
         self._rich.start()
-        self._task = self._rich.add_task(self._title, total=None, files="")
         return self
 
     def __exit__(
@@ -240,21 +234,38 @@ class ProgressBar:
         trace: TracebackType | None,
     ) -> None:
         if self._rich is not None:
+            if self._latest is not None:
+                self._show(self._rich, self._latest)
             self._rich.stop()
 
-    def update(self, progress: "Progress", *, last: bool = False) -> None:
-        if self._rich is None or self._task is None:
+    def update(self, progress: "Progress") -> None:
+        if self._rich is None:
             return
+        self._latest = progress
         now = time.monotonic()
-        if now < self._next_s and not last:
+        if now >= self._next_s:
+            self._next_s = now + _REFRESH_S
+            self._show(self._rich, progress)
+
+    def _show(self, rich: "RichProgress", progress: "Progress") -> None:
+        task = rich.tasks[0]
+        files = f"{progress.files_done}"
+        if progress.files_total is not None:
+            files += f"/{progress.files_total}"
+        if not self._in_bytes:
+            rich.update(
+                task.id,
+                completed=progress.files_done,
+                total=progress.files_total,
+                done=f"{files}  {task.speed or 0:.0f}/s",
+            )
             return
-        self._next_s = now + _REFRESH_S
-        fields: dict[str, Any] = {"completed": progress.files_done, "total": progress.files_total}
-        if self._in_bytes:
-            of = f"/{progress.files_total}" if progress.files_total is not None else ""
-            fields = {
-                "completed": progress.bytes_done,
-                "total": progress.bytes_total,
-                "files": f"{progress.files_done}{of} files",
-            }
-        self._rich.update(self._task, **fields)
+        done = format_size(progress.bytes_done)
+        if progress.bytes_total is not None:
+            done += f" of {format_size(progress.bytes_total)}"
+        rich.update(
+            task.id,
+            completed=progress.bytes_done,
+            total=progress.bytes_total,
+            done=f"{done}  {format_size(task.speed or 0)}/s  {files} files",
+        )

@@ -7,15 +7,20 @@ renewed. So every read and write runs in a thread, which is abandoned if the com
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from dfs.cli.failures import Failures
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DfsError
 
+if TYPE_CHECKING:
+    from dfs.client import Client
+
 _READ_BYTES: Final = 1024 * 1024
 _IOV_MAX: Final = 1024
+_STEP_BYTES: Final = 4 * 1024 * 1024
 
 
 class StandardOutput:
@@ -28,8 +33,13 @@ class StandardOutput:
         self._descriptor = sys.stdout.fileno()
 
     async def write(self, parts: Sequence[Buffer]) -> None:
-        """All of `parts`, in order."""
-        await trio.to_thread.run_sync(self._write_all, parts, abandon_on_cancel=True)
+        """All of `parts`, in order. Raises OSError that names stdout; BrokenPipeError as it is."""
+        try:
+            await trio.to_thread.run_sync(self._write_all, parts, abandon_on_cancel=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
     def _write_all(self, parts: Sequence[Buffer]) -> None:
         rest = [memoryview(part).cast("B") for part in parts if len(part)]
@@ -54,3 +64,19 @@ class StandardInput:
         return await trio.to_thread.run_sync(
             os.read, self._descriptor, _READ_BYTES, abandon_on_cancel=True
         )
+
+
+async def write_to_stdout(client: "Client", paths: Sequence[bytes]) -> int:
+    """The content of remote files, one after the other. Says what fails; the exit status."""
+    failures = Failures()
+    output = StandardOutput()
+    for path in paths:
+        try:
+            async with await client.open(path, "r") as file:
+                offset = 0
+                while parts := await file.pread_parts(_STEP_BYTES, offset):
+                    offset += sum(map(len, parts))
+                    await output.write(parts)
+        except DfsError as error:
+            failures.add(error)
+    return failures.status

@@ -8,6 +8,7 @@ import typer
 
 from dfs.cli import render
 from dfs.cli.arguments import Json, Recursive, examples
+from dfs.cli.attributes import current_umask
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
 from dfs.cli.names import document, remote_path
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dfs.client import Client, Summary
 
 _STREAM: Final = "-"
-_READ_BYTES: Final = 4 * 1024 * 1024
 
 
 def register(app: typer.Typer) -> None:
@@ -72,6 +72,8 @@ def upload(
         if _STREAM in local:
             if local != [_STREAM]:
                 raise ConfigError("upload: - goes alone, with the path of the new file")
+            from dfs.cli.streams import StandardInput
+
             with render.ProgressBar("Uploading") as bar:
                 summary = await client.upload_stream(
                     StandardInput().read,
@@ -116,7 +118,9 @@ def download(
     async def body(client: "Client") -> int:
         begun = time.monotonic()
         if local == _STREAM:
-            return await _write_to_stdout(client, sources)
+            from dfs.cli.streams import write_to_stdout
+
+            return await write_to_stdout(client, sources)
         with render.ProgressBar("Downloading") as bar:
             summary = await client.download(
                 sources, local, recursive=recursive, progress=bar.update
@@ -126,17 +130,6 @@ def download(
     if local == _STREAM and (json or recursive):
         raise ConfigError("download: with - there is only the content: no --json, no -r")
     return run(body)
-
-
-async def _write_to_stdout(client: "Client", sources: list[bytes]) -> int:
-    failures = Failures()
-    output = StandardOutput()
-    for path in sources:
-        try:
-            await copy_to(client, path, output)
-        except DfsError as error:
-            failures.add(error)
-    return failures.status
 
 
 # ------------------------------------------------------------------ what came of it

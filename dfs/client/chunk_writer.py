@@ -455,9 +455,7 @@ def _encode(
     offset = start
     for index, block in enumerate(blocks, first_block):
         raw = block[0].raw if len(block) == 1 else b"".join([piece.raw for piece in block])
-        encoded.append(
-            encode_block(chunk, index, offset, raw, redundancy=redundancy, level=level)
-        )
+        encoded.append(encode_block(chunk, index, offset, raw, redundancy=redundancy, level=level))
         offset += len(raw)
     return encoded
 

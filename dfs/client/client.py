@@ -1,11 +1,11 @@
 """`connect` and `Client`: a cluster as Python sees it.
 
-    async with dfs.client.connect("127.0.0.1:9420") as client:
-        await client.mkdir("/photos", exist_ok=True)
-        async with await client.open("/photos/a.jpg", "w") as file:
-            await file.write(data)
-        print((await client.stat("/photos/a.jpg")).size)
-        summary = await client.upload(["/home/me/Pictures"], "/photos", recursive=True)
+async with dfs.client.connect("127.0.0.1:9420") as client:
+    await client.mkdir("/photos", exist_ok=True)
+    async with await client.open("/photos/a.jpg", "w") as file:
+        await file.write(data)
+    print((await client.stat("/photos/a.jpg")).size)
+    summary = await client.upload(["/home/me/Pictures"], "/photos", recursive=True)
 """
 
 import errno
@@ -16,14 +16,16 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
 from dfs.client import remote_paths
+from dfs.client.big_upload import ReadStream
 from dfs.client.block_cache import BlockCache
 from dfs.client.chunk_writer import WriteContext
 from dfs.client.chunk_writers import ChunkWriters
+from dfs.client.download import download
 from dfs.client.fetcher import Fetcher
 from dfs.client.files import File
 from dfs.client.master_link import MasterLink
@@ -33,21 +35,20 @@ from dfs.client.path_operations import PathOperations
 from dfs.client.progress import ProgressCallback, Summary
 from dfs.client.reader import Reader
 from dfs.client.remote_paths import AnyPath, about, encode, show
+from dfs.client.removal import rmtree
 from dfs.client.reports import Reports
-from dfs.client.resolver import Place, Resolver, host_of
+from dfs.client.resolver import Place, Resolver
 from dfs.client.retry import OnUnavailable
 from dfs.client.session import Session
+from dfs.client.upload import upload, upload_stream
 from dfs.client.workers import ThreadWorkers
-from dfs.core.errors import ConfigError, DfsError, FileSystemError, refuse
+from dfs.core.errors import ConfigError, refuse
 from dfs.core.inode import Inode
 from dfs.core.workers import Workers
 from dfs.wire.hello import Hello
 from dfs.wire.messages import Access, Cred, SetAttr
 from dfs.wire.pool import Backoff, Pool
 from dfs.wire.transport import Connector, connect_tcp
-
-if TYPE_CHECKING:
-    from dfs.client.transfer import ReadStream
 
 CACHE_BYTES: Final = 256 * 1024 * 1024
 _CLOSE_CANCELLED_S: Final = 3.0
@@ -201,15 +202,13 @@ class Client(PathOperations):
         progress: ProgressCallback | None = None,
     ) -> Summary:
         """Copy local files (and with `recursive` directories) into the cluster. See `upload.py`."""
-        from dfs.client.upload import upload
-
         return await upload(
             self, local, remote, recursive=recursive, policy=policy, progress=progress
         )
 
     async def upload_stream(
         self,
-        read: "ReadStream",
+        read: ReadStream,
         remote: AnyPath,
         *,
         policy: str | None = None,
@@ -217,8 +216,6 @@ class Client(PathOperations):
         progress: ProgressCallback | None = None,
     ) -> Summary:
         """Store what `await read()` gives until b"" as a file, seen only when complete."""
-        from dfs.client.upload import upload_stream
-
         return await upload_stream(self, read, remote, policy=policy, mode=mode, progress=progress)
 
     async def download(
@@ -230,16 +227,10 @@ class Client(PathOperations):
         progress: ProgressCallback | None = None,
     ) -> Summary:
         """Copy files (and with `recursive` directories) out of the cluster. See `download.py`."""
-        from dfs.client.download import download
-
         return await download(self, remote, local, recursive=recursive, progress=progress)
 
-    async def rmtree(
-        self, path: AnyPath, *, progress: ProgressCallback | None = None
-    ) -> Summary:
+    async def rmtree(self, path: AnyPath, *, progress: ProgressCallback | None = None) -> Summary:
         """Remove a directory and all that is in it. See `removal.py`."""
-        from dfs.client.removal import rmtree
-
         return await rmtree(self.meta, encode(path), progress=progress)
 
     # ---------------------------------------------------------------- the end

@@ -270,9 +270,7 @@ class _Attempt:
         start, end = gap or (self._offset, self._end)
         return self._fetcher.hedge_after_s(source, end - start)
 
-    async def _ask(
-        self, source: Source, gap: tuple[int, int], active: dict[Source, float]
-    ) -> None:
+    async def _ask(self, source: Source, gap: tuple[int, int], active: dict[Source, float]) -> None:
         try:
             answer = await self._fetcher.ask(self._chunk, source, *gap)
         except DfsError as error:

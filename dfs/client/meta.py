@@ -287,9 +287,7 @@ class Meta:
     ) -> None:
         await self.do(m.SetXattr(ino, name, value, int(mode)), cred=cred)
 
-    async def remove_xattr(
-        self, ino: InodeId, name: bytes, *, cred: m.Cred | None = None
-    ) -> None:
+    async def remove_xattr(self, ino: InodeId, name: bytes, *, cred: m.Cred | None = None) -> None:
         await self.do(m.RemoveXattr(ino, name), cred=cred)
 
     async def open(
@@ -395,9 +393,7 @@ class Meta:
         request = m.ReadDir(cred or self.cred, ino, after, limit, with_extents)
         return await self.link.call(request, m.DirReply)
 
-    async def get_xattr(
-        self, ino: InodeId, name: bytes, *, cred: m.Cred | None = None
-    ) -> bytes:
+    async def get_xattr(self, ino: InodeId, name: bytes, *, cred: m.Cred | None = None) -> bytes:
         request = m.GetXattr(cred or self.cred, ino, name)
         return (await self.link.call(request, m.XattrReply)).value
 

@@ -145,9 +145,7 @@ class OpenChunk:
     def assign(self, lengths: Sequence[int]) -> Run:
         """Take the next blocks of the chunk, of these raw lengths. Send them with `append`."""
         start = self.assigned
-        run = Run(
-            self.next_block, len(lengths), start, start + sum(lengths), self._last_on_its_way
-        )
+        run = Run(self.next_block, len(lengths), start, start + sum(lengths), self._last_on_its_way)
         self.assigned = run.end
         self.next_block += len(lengths)
         self._last_on_its_way = run.on_its_way
@@ -230,9 +228,7 @@ class OpenChunk:
             for other in run.scopes:
                 other.deadline = min(other.deadline, deadline)
 
-    async def _send(
-        self, stream: Stream, run: Run, request: Append, buffers: list[Buffer]
-    ) -> None:
+    async def _send(self, stream: Stream, run: Run, request: Append, buffers: list[Buffer]) -> None:
         """Append, again where the server was busy or got this run before the one before it."""
         delay_s = _RESEND_FIRST_S
         for attempt in range(_RESENDS):

@@ -102,9 +102,7 @@ class OpenFile:
         self._plan_published(plan, at, end)
         return plan
 
-    def _plan_published(
-        self, plan: "list[Part | Span[ChunkId]]", offset: int, end: int
-    ) -> None:
+    def _plan_published(self, plan: "list[Part | Span[ChunkId]]", offset: int, end: int) -> None:
         at = offset
         for span in self.extents.slices(offset, end):
             if span.start > at:
@@ -242,14 +240,15 @@ class OpenFiles:
         file.handles += 1
         return file
 
-    async def close(self, file: OpenFile) -> None:
-        """Publish what was written and give a handle back.
+    async def close(self, file: OpenFile, *, discard: bool = False) -> None:
+        """Publish what was written (or `discard` it), and give a handle back.
 
         Raises:
             DfsError: what was written could not be published, and is given up.
         """
         try:
-            await file.flush()
+            if not discard:
+                await file.flush()
         finally:
             with trio.CancelScope(shield=True) as scope:
                 scope.deadline = trio.current_time() + 5.0
@@ -331,4 +330,3 @@ def _steps(span: Span[ChunkId]) -> list[Span[ChunkId]]:
         steps.append(span.cut(at, stop))
         at = stop
     return steps
-

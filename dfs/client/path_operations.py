@@ -19,6 +19,7 @@ from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.inode import Inode
 from dfs.wire.messages import (
     READDIR_MAX,
+    AnyOp,
     CloneRange,
     Create,
     DirEntry,
@@ -163,7 +164,9 @@ class PathOperations:
         raw = encode(path)
         with about(raw):
             parent, name = await self._parent(raw)
-            wanted = target.encode("utf-8", "surrogateescape") if isinstance(target, str) else target
+            wanted = (
+                target.encode("utf-8", "surrogateescape") if isinstance(target, str) else target
+            )
             return await self.meta.symlink(parent.ino, name, wanted)
 
     # ---------------------------------------------------------------- attributes
@@ -227,9 +230,7 @@ class PathOperations:
         with about(encode(path)):
             return await self.meta.list_xattr(inode.ino)
 
-    async def removexattr(
-        self, path: AnyPath, name: str | bytes, *, follow: bool = True
-    ) -> None:
+    async def removexattr(self, path: AnyPath, name: str | bytes, *, follow: bool = True) -> None:
         inode = await self.stat(path, follow=follow)
         with about(encode(path)):
             await self.meta.remove_xattr(inode.ino, _name(name))
@@ -340,7 +341,7 @@ class _Copy:
             (await self._meta.apply(Create(parent.ino, name, mode, exclusive=False, open=True)))[0]
         )
         assert made is not None
-        ops = []
+        ops: list[AnyOp] = []
         if made.size:
             ops.append(SetAttr(made.ino, size=0))
         if origin.size:

@@ -1,4 +1,4 @@
-"""Paths inside the cluster: bytes, absolute, as the caller wrote them; and errors that name them."""
+"""Paths inside the cluster: absolute, bytes; and errors that name them."""
 
 import errno
 import os

@@ -111,7 +111,7 @@ class FileWriter:
     # ---------------------------------------------------------------- writing
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Take `data` for [offset, ...); it must never change. May wait for what was written before.
+        """Take `data` for [offset, ...); it must never change. May wait for earlier writes.
 
         Raises:
             DfsError: earlier bytes could not be written. They are kept, and tried again.
@@ -139,9 +139,7 @@ class FileWriter:
             else:
                 self._buffer(block, at, part)
             at = stop
-        if (
-            self._buffered_bytes > BUFFERED_MAX_BYTES or len(self._buffered) > BUFFERED_MAX_PIECES
-        ):
+        if self._buffered_bytes > BUFFERED_MAX_BYTES or len(self._buffered) > BUFFERED_MAX_PIECES:
             self._release_buffered()
 
     def _buffer(self, block: int, at: int, part: memoryview) -> None:
@@ -251,7 +249,7 @@ class FileWriter:
             self._background = False
 
     async def commit(self, *, partial: bool = True) -> None:
-        """Publish all that was written before this call; without `partial` but for what is buffered.
+        """Publish all that was written before this call; without `partial` not what is buffered.
 
         Raises:
             DfsError: nothing is lost by that: what was not published is held, and the next
@@ -281,6 +279,7 @@ class FileWriter:
         await self._wait(tickets, pieces)
         spans = [span for span in self.overlay if span.value in pieces]
         extents = _extents(spans)
+        inode: Inode | None = None
         if extents:
             ops = [
                 Commit(self._ino, tuple(extents[start : start + _EXTENTS_MAX]))
@@ -294,14 +293,13 @@ class FileWriter:
                     self._take_back(pieces)
                 raise
             inode = inodes[-1]
-            assert inode is not None
         # From here on without an await, so that readers see the bytes in one place or the other.
         self.overlay.remove(pieces.__contains__)
         self._drop(pieces)
         for ticket in tickets:
             self._unsynced.update(dict.fromkeys(ticket.chunks))
             ticket.settle()
-        if extents:
+        if inode is not None:
             self._on_commit(inode, extents, len(ops))
 
     def _worth_rewriting(self, error: DfsError) -> bool:
@@ -359,7 +357,6 @@ class FileWriter:
                         if attempt == _REWRITES_MAX:
                             raise
                         continue
-                assert inode is not None
                 self._unsynced.update(dict.fromkeys(ticket.chunks))
             finally:
                 ticket.settle()
@@ -370,7 +367,8 @@ class FileWriter:
         self._hold(-len(data))
         if not self._pieces:
             self.dirty_since = None
-        self._on_commit(inode, [], 1)
+        if inode is not None:
+            self._on_commit(inode, [], 1)
 
     async def _find(self, extent: Extent) -> Inode | None:
         """The inode, if the file refers to the bytes of `extent` somewhere."""

@@ -6,12 +6,13 @@ reads go to the store. What chunk servers ask is in `server_service`, what peopl
 """
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import iscoroutinefunction
 from random import Random
-from typing import Final
+from typing import Any, Final, cast
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
-from dfs.core.errors import refuse
+from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import ROOT_INODE, ChunkId, PolicyId
 from dfs.core.policy import Policy
 from dfs.master import queries, xattrs
@@ -40,7 +41,7 @@ from dfs.master.keyspace import (
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Totals
 from dfs.wire import messages as m
-from dfs.wire.handlers import Handler, Peer
+from dfs.wire.handlers import Handler, Peer, ReplyResult
 
 ALLOCATE_MAX: Final = 64
 """Chunks in one AllocateChunks."""
@@ -59,6 +60,27 @@ _REPORTED: Final = {
     "short": FragmentState.LOST,
 }
 """What a reader's complaint makes of a fragment. Anything else is only a hint."""
+
+
+def _in_range(handler: Handler) -> Handler:
+    """A request with a number that no key can hold (negative, or past 64 bits) is EINVAL."""
+
+    def refusal(request: m.Message) -> DfsError:
+        return refuse(errno.EINVAL, f"{type(request).__name__} with a number out of range")
+
+    def answer(peer: Peer, request: m.Message, payload: memoryview) -> Any:
+        try:
+            return handler(peer, request, payload)
+        except OverflowError:
+            raise refusal(request) from None
+
+    async def answer_later(peer: Peer, request: m.Message, payload: memoryview) -> Any:
+        try:
+            return await cast("Awaitable[ReplyResult]", handler(peer, request, payload))
+        except OverflowError:
+            raise refusal(request) from None
+
+    return answer_later if iscoroutinefunction(handler) else answer
 
 
 class ClientService:
@@ -91,7 +113,7 @@ class ClientService:
         self._totals_at = float("-inf")
 
     def handlers(self) -> Mapping[type[m.Message], Handler]:
-        return {
+        handlers: dict[type[m.Message], Handler] = {
             m.OpenSession: self.open_session,
             m.RenewSession: self.renew_session,
             m.CloseSession: self.close_session,
@@ -112,6 +134,7 @@ class ClientService:
             m.StatFs: self.stat_fs,
             m.ListPolicies: self.list_policies,
         }
+        return {request: _in_range(handler) for request, handler in handlers.items()}
 
     # ------------------------------------------------------------------ sessions
 
@@ -151,9 +174,7 @@ class ClientService:
     ) -> m.LayoutReply:
         if not 1 <= request.count <= ALLOCATE_MAX:
             raise refuse(errno.EINVAL, f"{request.count} chunks in one request")
-        policy = None
-        if 0 < request.policy < ID_END:
-            policy = get_policy(self._reader, request.policy)
+        policy = get_policy(self._reader, request.policy)
         if policy is None:
             raise refuse(errno.EINVAL, f"no policy has the number {request.policy}")
         placements = self._place(policy, request, peer)

@@ -122,8 +122,9 @@ class RocksStore:
             ) from error
         except Exception as error:  # rocksdict raises bare Exception for RocksDB's errors
             raise _cannot_open(path, error) from error
-        self.get = self._db.get
-        self.get_many = self._db.get
+        # Bound once: a method of ours around each would cost as much as the look-up.
+        self.get = cast(Callable[[bytes], bytes | None], self._db.get)
+        self.get_many = cast(Callable[[list[bytes]], list[bytes | None]], self._db.get)
         self._rows = cast(Callable[..., Iterator[tuple[bytes, bytes]]], self._db.items)
 
     def scan(

@@ -6,6 +6,7 @@
 - `transport`   byte streams under a connection; TCP, addresses
 - `memory`      byte streams without sockets, and a network that fails on demand: simulations
 - `limits`      what one connection and one server hold at most
+- `payloads`    memory that payloads are received into, used again
 - `handlers`    what a program that answers requests hands in
 - `outbox`      the queue of what is to be sent, and its sender
 - `connection`  calls and answers over one transport

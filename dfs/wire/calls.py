@@ -289,13 +289,13 @@ class Calls:
                 self._check_life(now)
 
     def _check_life(self, now: float) -> None:
-        silent_s = now - self.heard_at
-        if silent_s >= self._limits.dead_s:
+        # The very sums of `_next_watch`: a rounded difference would have it wake up for nothing.
+        if now >= self.heard_at + self._limits.dead_s:
             raise UnavailableError(
-                f"{self._address} has given no sign of life for {silent_s:.0f} s",
+                f"{self._address} has given no sign of life for {now - self.heard_at:.0f} s",
                 hint="the server is stopped or cut off",
             )
-        if silent_s >= self._limits.ping_s and self._pinged_at < self.heard_at:
+        if now >= self.heard_at + self._limits.ping_s and self._pinged_at <= self.heard_at:
             self._pinged_at = now
             self._outbox.put(pack(_PING, 0, 0))
             self._outbox.wake()
@@ -303,6 +303,6 @@ class Calls:
     def _next_watch(self) -> float:
         if not self._in_flight:
             return _NEVER
-        pinged = self._pinged_at >= self.heard_at
+        pinged = self._pinged_at > self.heard_at
         quiet_s = self._limits.dead_s if pinged else self._limits.ping_s
         return min(self.heard_at + quiet_s, *(call.deadline for call in self._in_flight.values()))

@@ -22,6 +22,7 @@ from dfs.wire.hello import Hello
 from dfs.wire.limits import ByteBudget, Limits
 from dfs.wire.messages import Message
 from dfs.wire.outbox import Outbox
+from dfs.wire.payloads import PayloadMemory
 from dfs.wire.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Connection:
         role: str,
         limits: Limits,
         budget: ByteBudget,
+        memory: PayloadMemory,
     ) -> None:
         """`reader` has read the other side's hello and may hold what came behind it."""
         self.address = address
@@ -68,6 +70,7 @@ class Connection:
         self._reader = reader
         self._limits = limits
         self._budget = budget
+        self._memory = memory
         self._scope = trio.CancelScope()
         self._outbox = Outbox(transport, limit_bytes=limits.queued_bytes)
         self._calls = Calls(self._outbox, limits, address, peer.version)
@@ -212,7 +215,8 @@ class Connection:
                         turns = 0
                         outbox.flush()
                         await outbox.wait_room()
-                        await answers.wait_slot()
+                        if answers.busy:
+                            await self._reassure_while(answers.wait_slot)
                         await trio.lowlevel.checkpoint()
                 else:
                     self._take_other(frame)
@@ -220,8 +224,8 @@ class Connection:
             outbox.flush()
             reader.received(await self._receive_into(reader.space()))
 
-    async def _receive_into(self, space: memoryview) -> int:
-        count = await self._transport.receive_into(space)
+    async def _receive_into(self, space: memoryview, *, fill: bool = False) -> int:
+        count = await self._transport.receive_into(space, fill=fill)
         if not count:
             raise UnavailableError(f"{self.address} closed the connection")
         self._calls.heard_at = trio.current_time()
@@ -256,8 +260,9 @@ class Connection:
         if found is None:
             await self._skip_payload(length)
             return
-        self._outbox.flush()
-        await self._budget.acquire(length)
+        if not self._budget.try_acquire(length):
+            self._outbox.flush()
+            await self._reassure_while(lambda: self._budget.acquire(length))
         try:
             payload = await self._take_payload(length)
         except BaseException:
@@ -265,14 +270,32 @@ class Connection:
             raise
         self._answers.handle(*found, frame, payload, length)
 
+    async def _reassure_while(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Wait, not reading meanwhile; let the other side know that this one lives."""
+
+        async def reassure() -> None:
+            with scope:
+                while True:
+                    await trio.sleep(self._limits.ping_s)
+                    self._outbox.put(pack(_PONG, 0, 0))
+                    self._outbox.flush()
+
+        scope = trio.CancelScope()
+        assert self._answers.nursery is not None
+        self._answers.nursery.start_soon(reassure)
+        try:
+            await wait()
+        finally:
+            scope.cancel()
+
     async def _take_payload(self, length: int) -> memoryview:
         """The payload of the frame just read, received where it will stay."""
-        target = memoryview(bytearray(length))
+        target = self._memory.take(length)
         rest = target[self._reader.take_payload(target) :]
         if rest:
             with self._stall_scope() as scope:
                 while rest:
-                    rest = rest[await self._receive_into(rest) :]
+                    rest = rest[await self._receive_into(rest, fill=True) :]
                     scope.deadline = self._calls.heard_at + self._limits.stall_s
             if rest:
                 raise self._stalled()

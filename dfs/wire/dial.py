@@ -11,6 +11,7 @@ from dfs.wire.handshake import greet
 from dfs.wire.hello import Hello
 from dfs.wire.limits import ByteBudget, Limits
 from dfs.wire.messages import Message
+from dfs.wire.payloads import PayloadMemory
 from dfs.wire.transport import Connector, connect_tcp
 
 
@@ -23,10 +24,12 @@ async def connect(
     handlers: Mapping[type[Message], Handler] | None = None,
     limits: Limits | None = None,
     connector: Connector = connect_tcp,
+    memory: PayloadMemory | None = None,
 ) -> Connection:
     """Connect to a dfs server at `address`; the connection's tasks run in `nursery`.
 
-    `handlers` answer what the other side calls. Raises UnavailableError, ProtocolError or the
+    `handlers` answer what the other side calls; `memory` is where payloads are received, shared
+    with other connections of the same owner. Raises UnavailableError, ProtocolError or the
     reason the other side gives; DeadlineError after `timeout_s`. Close it with `aclose`.
     """
     limits = limits or Limits()
@@ -43,6 +46,7 @@ async def connect(
                 role=hello.role,
                 limits=limits,
                 budget=ByteBudget(limits.held_bytes),
+                memory=memory or PayloadMemory(),
             )
             await nursery.start(connection.run)
         except BaseException:

@@ -34,7 +34,7 @@ class Limits:
     """Of silence while calls wait, until the other side is asked whether it lives."""
     dead_s: float = 15.0
     """Of silence while calls wait, until the connection counts as broken."""
-    stall_s: float = 30.0
+    stall_s: float = 10.0
     """Of silence in the middle of a payload, until the connection counts as broken."""
 
 
@@ -46,12 +46,18 @@ class ByteBudget:
         self.used_bytes = 0
         self._waiting: OrderedDict[Task, int] = OrderedDict()
 
+    def try_acquire(self, count_bytes: int) -> bool:
+        """Take `count_bytes` if they are there and nobody waits; whether that was so."""
+        if self._waiting or self.used_bytes + count_bytes > self.total_bytes:
+            return False
+        self.used_bytes += count_bytes
+        return True
+
     async def acquire(self, count_bytes: int) -> None:
         """Take `count_bytes` (at most `total_bytes`), waiting until they are there."""
         if count_bytes > self.total_bytes:
             raise ValueError(f"{count_bytes} bytes are more than the whole budget")
-        if not self._waiting and self.used_bytes + count_bytes <= self.total_bytes:
-            self.used_bytes += count_bytes
+        if self.try_acquire(count_bytes):
             return
         task = trio.lowlevel.current_task()
         self._waiting[task] = count_bytes

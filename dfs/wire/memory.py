@@ -134,7 +134,7 @@ class MemoryTransport:
             await self.send((data,))
             offset += len(data)
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, *, fill: bool = False) -> int:
         await trio.lowlevel.checkpoint()
         pipe = self._incoming
         while True:

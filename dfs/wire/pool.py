@@ -20,6 +20,7 @@ from dfs.wire.dial import connect
 from dfs.wire.hello import Hello
 from dfs.wire.limits import Limits
 from dfs.wire.messages import Message
+from dfs.wire.payloads import PayloadMemory
 from dfs.wire.transport import Connector, connect_tcp
 
 R = TypeVar("R", bound=Message)
@@ -79,6 +80,7 @@ class Pool:
         self._width = width
         self._limits = limits or Limits()
         self._backoff = backoff or Backoff()
+        self._memory = PayloadMemory()
         self._places: dict[str, _Place] = {}
         self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._nursery: trio.Nursery | None = None
@@ -220,6 +222,7 @@ class Pool:
                 timeout_s=self._backoff.connect_s,
                 limits=self._limits,
                 connector=self._connector,
+                memory=self._memory,
             )
         except DfsError as error:
             place.failures += 1

@@ -19,6 +19,7 @@ from dfs.wire.handshake import receive_greeting, refuse
 from dfs.wire.hello import Hello
 from dfs.wire.limits import ByteBudget, Limits
 from dfs.wire.messages import Message
+from dfs.wire.payloads import PayloadMemory
 from dfs.wire.transport import TcpTransport, Transport
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class _Server:
         self.hello = hello
         self.limits = limits
         self.budget = ByteBudget(limits.held_bytes)
+        self.memory = PayloadMemory()
         self.connections = 0
         self.complaints = _Complaints()
 
@@ -129,6 +131,7 @@ class _Server:
                 role=self.hello.role,
                 limits=self.limits,
                 budget=self.budget,
+                memory=self.memory,
             )
         raise ProtocolError(f"there was no hello within {self.limits.hello_s:g} s")
 

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol, TypeAlias
 
 import trio
@@ -21,6 +22,7 @@ Connector: TypeAlias = Callable[[str], Awaitable["Transport"]]
 _IOV_MAX: Final = 512
 _EAGER_MAX: Final = 32
 """Receives in a row that may go without letting other tasks run."""
+_LOW_WATER_BYTES: Final = int(os.environ.get("LW", str(256 * 1024)))
 _FILE_STEP: Final = 1024 * 1024
 """Bytes of one sendfile call: what other tasks may have to wait for."""
 
@@ -56,8 +58,12 @@ class Transport(Protocol):
         of no more use.
         """
 
-    async def receive_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte to the front of `buffer`; how many, 0 at the stream's end."""
+    async def receive_into(self, buffer: memoryview, *, fill: bool = False) -> int:
+        """Receive at least one byte to the front of `buffer`; how many, 0 at the stream's end.
+
+        `fill`: the caller needs all of `buffer` before it can go on, so that it is as well to
+        wait for more at once.
+        """
 
     async def aclose(self) -> None:
         """Close at once, without waiting for anything to arrive. May be repeated."""
@@ -70,6 +76,7 @@ class TcpTransport:
         self._socket = sock
         self._peer = peer
         self._eager = 0
+        self._low_water = 1
         sock.setblocking(False)
         _tune(sock)
 
@@ -134,7 +141,9 @@ class TcpTransport:
                 raise file_too_short(offset, end - offset)
             offset += sent
 
-    async def receive_into(self, buffer: memoryview) -> int:
+    async def receive_into(self, buffer: memoryview, *, fill: bool = False) -> int:
+        if fill or self._low_water > 1:
+            self._set_low_water(min(len(buffer), _LOW_WATER_BYTES) if fill else 1)
         while True:
             waited = not self._eager
             if waited:
@@ -158,6 +167,13 @@ class TcpTransport:
                 # that other tasks get their turn.
                 self._eager = _EAGER_MAX
             return count
+
+    def _set_low_water(self, count: int) -> None:
+        """Let the kernel wake us only for so many bytes: a large payload costs a few turns."""
+        if count != self._low_water:
+            self._low_water = count
+            with suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     async def aclose(self) -> None:
         if self._socket.fileno() >= 0:

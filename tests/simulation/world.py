@@ -136,8 +136,8 @@ class World:
         host = self._hosts[name]
         if host.scope is None:
             return
-        self.network.crash(name)
         host.scope.cancel()
+        self.network.crash(name)  # in the same step: nobody gets to say goodbye
         with trio.CancelScope(shield=True):
             await host.over.wait()
 

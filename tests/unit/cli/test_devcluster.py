@@ -103,7 +103,7 @@ def test_destroy_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     with cluster.locked():
         assert cluster.destroy(definition) == ["notes"]
     assert os.listdir(tmp_path / "dev") == ["notes"]
-    with pytest.raises(ConfigError, match="no dev cluster here"):
+    with pytest.raises(DfsError, match="no dev cluster here"):
         cluster.require()
 
 

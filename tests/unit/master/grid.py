@@ -7,12 +7,13 @@ Runs under trio's MockClock. A `StandIn` speaks the chunk server's side of the p
 network and remembers what it was told; it stores no bytes.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import TypeVar
 
 import trio
+import trio.testing
 
 from dfs.core.chunk import Chunk
 from dfs.core.errors import DfsError, FragmentError, from_wire
@@ -30,6 +31,7 @@ from dfs.wire.pool import Pool
 from dfs.wire.serve import serve
 
 R = TypeVar("R", bound=m.Message)
+T = TypeVar("T")
 
 GIB = 1 << 30
 MASTER = "master:9420"
@@ -40,7 +42,7 @@ START_NS = 1_700_000_000_000_000_000
 
 
 class InlineWorkers:
-    async def run(self, function, *args):  # type: ignore[no-untyped-def]
+    async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
 
@@ -191,9 +193,7 @@ class Session:
         return chunk
 
     async def seal(self, chunk: Chunk, length: int = 1000, lost: tuple[int, ...] = ()) -> None:
-        await self.g.call(
-            m.SealChunk(self.id, self.next(), chunk.chunk, length, lost), m.Empty
-        )
+        await self.g.call(m.SealChunk(self.id, self.next(), chunk.chunk, length, lost), m.Empty)
         for fragment in chunk.fragments:
             stand_in = self.g.on_disk(fragment.disk)
             if fragment.index not in lost:
@@ -266,9 +266,7 @@ class Grid:
             self.on_disk(fragment.disk).held[chunk.chunk] = held
 
     async def call(self, request: m.Message, reply: type[R], *, timeout_s: float = 10) -> R:
-        return await self.pool.call(
-            MASTER, request, reply, timeout_s=timeout_s, patient=True
-        )
+        return await self.pool.call(MASTER, request, reply, timeout_s=timeout_s, patient=True)
 
     async def session(self) -> Session:
         request = m.OpenSession("test", self.random.getrandbits(60))

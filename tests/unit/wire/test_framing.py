@@ -98,7 +98,9 @@ def encode(frame: Found) -> bytes:
 def test_frames_are_found_however_the_stream_is_split(sent: list[Found], data: st.DataObject):
     stream = b"".join(map(encode, sent))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=20))
-    assert feed(reader(buffer_bytes=data.draw(st.sampled_from([48, 100, 4096]))), stream, cuts) == sent
+    assert (
+        feed(reader(buffer_bytes=data.draw(st.sampled_from([48, 100, 4096]))), stream, cuts) == sent
+    )
 
 
 @given(st.lists(frames, min_size=1, max_size=4), st.data())

@@ -1,0 +1,57 @@
+"""Memory that payloads are received into, used again as soon as nobody refers to it.
+
+Fresh memory for each payload costs more than the payload itself: the kernel clears and maps 256
+pages for each MiB. A payload is handed out as a memoryview; as long as it, or a part of it, exists
+anywhere, its memory has a reference more than ours, and is left alone. Owned by a server or a
+pool, shared by its connections; used in the scheduler's thread only.
+"""
+
+import sys
+from typing import Final
+
+KEEP_BYTES: Final = 32 * 1024 * 1024
+_SMALL_BYTES: Final = 64 * 1024
+"""Up to here the allocator has memory at hand."""
+
+_probe = [bytearray()]
+_FREE: Final = sys.getrefcount(_probe[0])
+"""References to an item of a list that nobody else refers to."""
+
+
+class PayloadMemory:
+    """Keeps up to `keep_bytes`; gives out as much as is asked for."""
+
+    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
+        self._keep_bytes = keep_bytes
+        self._kept_bytes = 0
+        self._kept: dict[int, list[bytearray]] = {}
+
+    def take(self, length: int) -> memoryview:
+        """A buffer of `length` bytes with arbitrary content; it belongs to the caller."""
+        if length <= _SMALL_BYTES:
+            return memoryview(bytearray(length))
+        size = _class_of(length)
+        kept = self._kept.setdefault(size, [])
+        for index in range(len(kept)):
+            if sys.getrefcount(kept[index]) == _FREE:
+                return memoryview(kept[index])[:length]
+        fresh = bytearray(size)
+        if self._kept_bytes + size > self._keep_bytes:
+            self._forget_free()
+        if self._kept_bytes + size <= self._keep_bytes:
+            kept.append(fresh)
+            self._kept_bytes += size
+        return memoryview(fresh)[:length]
+
+    def _forget_free(self) -> None:
+        """Make room: sizes asked for earlier may never be asked for again."""
+        for size, kept in self._kept.items():
+            in_use = [index for index in range(len(kept)) if sys.getrefcount(kept[index]) > _FREE]
+            self._kept_bytes -= size * (len(kept) - len(in_use))
+            kept[:] = [kept[index] for index in in_use]
+
+
+def _class_of(length: int) -> int:
+    """The next of four sizes to each power of two: at most a quarter too much."""
+    step = 1 << max(0, (length - 1).bit_length() - 3)
+    return -(-length // step) * step
