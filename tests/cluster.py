@@ -27,6 +27,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
+import trio
+
+import dfs.client
+from dfs.core.chunk import DiskState
+from dfs.core.errors import DfsError
+
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 15.0
@@ -203,10 +209,16 @@ class Cluster:
 
     def servers_up(self) -> int:
         """How many chunk servers the master counts as up; 0 while it does not answer."""
-        done = self.dfs("admin", "servers", "--json", check=False, timeout_s=15)
-        if done.returncode != 0:
+        try:
+            return trio.run(self._ask_servers_up)
+        except DfsError:
             return 0
-        return sum(str(server["state"]).lower() == "up" for server in _rows(done.stdout))
+
+    async def _ask_servers_up(self) -> int:
+        async with dfs.client.connect(self.master_address, on_unavailable="error") as client:
+            with trio.fail_after(10):
+                servers = await client.meta.servers()
+        return sum(server.state == DiskState.UP for server in servers)
 
     def stop(self) -> None:
         """Stop all with SIGTERM, as an operator would, and read their logs."""
@@ -339,8 +351,3 @@ class Cluster:
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (only calls prctl)
         )
 
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    document = json.loads(text)
-    rows = document["servers"] if isinstance(document, dict) else document
-    return list(rows)

@@ -17,7 +17,7 @@ from uuid import UUID
 import trio
 
 from dfs.chunkserver.config import ChunkServerConfig
-from dfs.chunkserver.disk import Disk
+from dfs.chunkserver.disk import Cache, Disk
 from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.report import Reporter
 from dfs.chunkserver.room import Room
@@ -64,7 +64,6 @@ async def run_chunkserver(
     """
     random = random or SystemRandom()
     _check(config)
-    _allow_many_files()
     try:
         await _run(config, listeners, connector, random, workers, signals, task_status)
     except BaseExceptionGroup as group:
@@ -153,6 +152,7 @@ async def _open_disks(
     disks: list[Disk] = []
     errors: list[DiskError] = []
     server = _make_uuid(random)
+    cache = _cache(len(config.disks))
     try:
         for path in config.disks:
             try:
@@ -161,6 +161,7 @@ async def _open_disks(
                     fresh=Identity(disk=_make_uuid(random), server=server),
                     workers=workers(),
                     room=Room(path, capacity_bytes=config.capacity_bytes, reserve=config.reserve),
+                    cache=cache,
                 )
             except DiskError as error:
                 _log.error("%s", error)
@@ -240,9 +241,11 @@ async def _reachable(listener: trio.SocketListener, master: str) -> str:
     return format_address((socket.gethostname(), port))
 
 
-def _allow_many_files() -> None:
-    """Open files are kept for speed: take as many as we may."""
+def _cache(disks: int) -> Cache:
+    """What each disk may keep open: up to half of the files that this process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return Cache(fragments=max(8, min(Cache().fragments, soft // 2 // disks)))

@@ -170,12 +170,14 @@ class Disk:
     # ------------------------------------------------------------------ health
 
     async def watch(self) -> None:
-        """Look again and again whether the disk answers, is ours, is writable, how full it is."""
-        while not self.health.error:
+        """Look whether the disk answers, is ours, is writable, how full it is: until it fails."""
+        while True:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._alarm)
                 await self._probe()
                 nursery.cancel_scope.cancel()
+            if self.health.error:
+                return
             await trio.sleep(PROBE_INTERVAL_S)
 
     async def _alarm(self) -> None:

@@ -69,22 +69,24 @@ def prepare(directory: Path, *, disk: str, server: str) -> Identity:
         )
     for number in range(DIRECTORIES):
         (fragments / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-    sync_directory(fragments)
     identity = Identity(disk=disk, server=server)
-    save(directory, identity)  # last: a disk with an identity is whole
+    # Last, since a disk with an identity is whole; not synced, since nobody counts on it before
+    # it joins a cluster.
+    (directory / IDENTITY_FILE).write_bytes(_encode(identity))
     return identity
 
 
 def save(directory: Path, identity: Identity) -> None:
-    """Write `disk.json` so that a crash leaves the old one or the new one."""
+    """Write `disk.json` so that a crash leaves the old one or the new one, on a whole disk."""
+    sync_directory(directory / FRAGMENTS)
     temporary = directory / f"{IDENTITY_FILE}.new"
-    data = msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
     with temporary.open("wb") as file:
-        file.write(data)
+        file.write(_encode(identity))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(directory / IDENTITY_FILE)
     sync_directory(directory)
+    sync_directory(directory.parent)
 
 
 def load(directory: Path) -> Identity:
@@ -129,6 +131,10 @@ def sync_directory(directory: str | Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _encode(identity: Identity) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
 
 
 def _read(file: Path) -> Identity:

@@ -92,6 +92,12 @@ class BlockCache:
         while self.used_bytes > self.capacity_bytes:
             self._drop(self._slabs.popitem(last=False)[0])
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._chunks.clear()
+        self._slabs.clear()
+        self.used_bytes = 0
+
     def _drop(self, slab: _Slab) -> None:
         self.used_bytes -= slab.size
         known = self._chunks[slab.chunk]

@@ -152,6 +152,10 @@ class ChunkWriter:
         self._unsynced: dict[ChunkId, OpenChunk] = {}
         self._pumping = False
         self._closed = False
+        self._broken: list[tuple[ChunkId, DfsError]] = []
+        """Chunks that broke since the last run that was good, and why."""
+        self._trouble: Patience | None = None
+        """What is left of waiting since then."""
         self._idle = trio.lowlevel.ParkingLot()
 
     async def submit(self, raws: Sequence[Buffer]) -> Ticket:
@@ -230,6 +234,7 @@ class ChunkWriter:
                 try:
                     chunk = await self._writable()
                 except DfsError as error:
+                    self._trouble = None
                     self._fail_queue(error)
                     return
                 blocks = self._cut(chunk)
@@ -291,6 +296,8 @@ class ChunkWriter:
             await chunk.append(run, encoded)
         except ChunkBrokenError as error:
             log.info("writing elsewhere: %s", error)
+            if not self._broken or self._broken[-1][0] != chunk.chunk:
+                self._broken.append((chunk.chunk, error))
             self._take_back(blocks)
         except BaseException:
             for block in blocks:
@@ -298,6 +305,8 @@ class ChunkWriter:
                     piece.ticket._fail(_closed())
             raise
         else:
+            self._broken.clear()
+            self._trouble = None
             for block, place in zip(blocks, encoded, strict=True):
                 offset = place.raw_offset
                 for piece in block:
@@ -341,7 +350,12 @@ class ChunkWriter:
             if not ahead.closed and not any(holds(s.disk.disk) for s in ahead.streams):
                 return ahead
             self._retire(ahead)
-        return await self._allocate(self._context.meta.link.patience())
+        if self._trouble is None:
+            self._trouble = self._context.meta.link.patience()
+        if len(self._broken) > 1:
+            # One after the other: the master does not know yet how few disks there are.
+            await self._trouble.pause(self._broken[-1][1])
+        return await self._allocate(self._trouble)
 
     async def _allocate(self, patience: Patience) -> OpenChunk:
         """A new chunk, away from disks that just failed. Waits as `on_unavailable` says."""

@@ -34,7 +34,7 @@ from dfs.client.open_file import OpenFile, OpenFiles
 from dfs.client.path_operations import PathOperations
 from dfs.client.progress import ProgressCallback, Summary
 from dfs.client.reader import Reader
-from dfs.client.remote_paths import AnyPath, about, encode, show
+from dfs.client.remote_paths import AnyPath, about, encode, show, split
 from dfs.client.removal import rmtree
 from dfs.client.reports import Reports
 from dfs.client.resolver import Place, Resolver
@@ -42,7 +42,7 @@ from dfs.client.retry import OnUnavailable
 from dfs.client.session import Session
 from dfs.client.upload import upload, upload_stream
 from dfs.client.workers import ThreadWorkers
-from dfs.core.errors import ConfigError, refuse
+from dfs.core.errors import ConfigError, FileSystemError, refuse
 from dfs.core.inode import Inode
 from dfs.core.workers import Workers
 from dfs.wire.hello import Hello
@@ -143,14 +143,20 @@ class Client(PathOperations):
     async def _create(self, path: bytes, mode: int, exclusive: bool, access: int) -> OpenFile:
         for _ in range(_SYMLINKS_MAX):
             parent, name = await self._parent(path)
-            inode = await self.meta.create(
-                parent.ino, name, mode, exclusive=exclusive, open=True, access=access
-            )
-            if not inode.is_symlink:
+            try:
+                inode = await self.meta.create(
+                    parent.ino, name, mode, exclusive=exclusive, open=True, access=access
+                )
+            except FileSystemError as error:
+                if error.errno != errno.ELOOP or exclusive:
+                    raise
+                # A symlink has the name: go where it points, be anything there or not.
+                link = await self.meta.lookup(parent.ino, name)
+                path = remote_paths.join(split(path)[0], link.target)
+                if link.target.startswith(b"/"):
+                    path = link.target
+            else:
                 return self.files.adopt(inode, access)
-            path = remote_paths.join(remote_paths.split(path)[0], inode.target)
-            if inode.target.startswith(b"/"):
-                path = inode.target
         raise refuse(errno.ELOOP, show(path))
 
     async def read_file(self, path: AnyPath) -> bytes:

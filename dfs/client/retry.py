@@ -42,7 +42,7 @@ class OnUnavailable:
         if text.startswith("wait:"):
             try:
                 return cls(parse_duration(text.removeprefix("wait:")))
-            except ValueError as error:
+            except ConfigError as error:
                 raise ConfigError(f"on_unavailable={text}: {error}") from None
         raise ConfigError(
             f"on_unavailable={text}: no such choice",

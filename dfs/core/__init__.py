@@ -4,6 +4,7 @@
 - `errors`      the error hierarchy: an errno, a sentence, a hint
 - `units`       sizes and durations as people write them
 - `config`      settings from flags, environment and one TOML file
+- `buffers`     the type of "bytes of any kind"
 - `workers`     where blocking calls run (an interface)
 - `inode`       inode and extent records
 - `chunk`       chunk, fragment and disk-location records

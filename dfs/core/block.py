@@ -297,7 +297,7 @@ def _compress(raw: Buffer, level: int) -> bytes | None:
 
 
 def _promising(raw: Buffer) -> bool:
-    """Whether a few samples shrink at all: media and encrypted data fail here, at a fifth the price.
+    """Whether a few samples shrink at all: media and encrypted data fail, at a fifth of the cost.
 
     Level 1 and not a faster one: it codes entropy too, and so sees through base64 and the like.
     """

@@ -2,13 +2,18 @@
 
 A session lives while its client renews it; every change it makes renews it too. A master that has
 just started gives every session it finds in the store a whole lease, because it cannot know
-when they were last heard. Owned by the service; `jobs.expire` ends the sessions that ran out.
+when they were last heard; and neither does one that was itself held up blame them for the time
+it did not listen. Owned by the service; `jobs.expire` ends the sessions that ran out.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from dfs.core.errors import SessionError
 from dfs.core.ids import SessionId
+
+STALL_S: Final = 5.0
+"""So long between two looks at the leases, and the master itself was held up."""
 
 
 class Leases:
@@ -19,6 +24,7 @@ class Leases:
         self.lease_s = lease_s
         self._clock = clock
         self._renewed: dict[SessionId, float] = {}
+        self._looked = clock()
 
     def __repr__(self) -> str:
         return f"<Leases of {self.lease_s:g} s, {len(self._renewed)} sessions>"
@@ -49,7 +55,13 @@ class Leases:
         return now - self._renewed.get(session, now)
 
     def expired(self) -> list[SessionId]:
-        """Sessions whose lease ran out, the longest silent first."""
-        edge = self._clock() - self.lease_s
+        """Sessions whose lease ran out, the longest silent first. Call it every second or so."""
+        now = self._clock()
+        stall_s = now - self._looked
+        self._looked = now
+        if stall_s > STALL_S:
+            for session, heard in self._renewed.items():
+                self._renewed[session] = min(now, heard + stall_s)
+        edge = now - self.lease_s
         late = [(heard, session) for session, heard in self._renewed.items() if heard < edge]
         return [session for _, session in sorted(late)]

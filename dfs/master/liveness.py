@@ -9,6 +9,9 @@ The life of a server, where silence counts from its last heartbeat:
     SUSPECT    silent for down_after_s                                -> DOWN
     (start)    known from the store, not heard since the master began -> SUSPECT
 
+A master that was itself held up (a paused machine, a starved one) blames nobody for the time it
+did not listen.
+
 Owned by the master's service, which feeds it; read by placement, layouts, status and the jobs.
 Nothing here blocks or yields.
 """
@@ -29,6 +32,9 @@ from dfs.wire.messages import DiskInfo, DiskReport, ServerInfo
 FULL_BELOW_BYTES: Final = 64 * 1024 * 1024
 FULL_BELOW_SHARE: Final = 64
 """A disk is FULL with less than 64 MiB free, or less than 1/64 of its capacity if that is less."""
+
+STALL_S: Final = 1.0
+"""So long between two ticks, and the master itself was held up."""
 
 SERVES: Final = frozenset((DiskState.UP, DiskState.FULL, DiskState.DRAINING))
 """States in which a disk answers reads."""
@@ -80,7 +86,7 @@ class Liveness:
         """`clock` gives seconds that only go forward."""
         self._timing = timing
         self._clock = clock
-        self._started = clock()
+        self._started = self._ticked = clock()
         self._servers: dict[ServerId, _Server] = {}
         self._disks: dict[DiskId, _Disk] = {}
         self._map: PlacementMap | None = None
@@ -149,6 +155,9 @@ class Liveness:
         Returns the servers whose state changed.
         """
         now = self._clock()
+        if now - self._ticked > STALL_S:
+            self._excuse(now - self._ticked)
+        self._ticked = now
         changed = []
         for entry in self._servers.values():
             state = self._judge(entry, now)
@@ -157,6 +166,14 @@ class Liveness:
                 self._refresh(entry)
                 changed.append((entry.record, state))
         return changed
+
+    def _excuse(self, stall_s: float) -> None:
+        self._started += stall_s
+        for entry in self._servers.values():
+            if entry.heard_at is not None:
+                entry.heard_at = min(self._clock(), entry.heard_at + stall_s)
+            if entry.broke_at is not None:
+                entry.broke_at += stall_s
 
     def _judge(self, entry: _Server, now: float) -> DiskState:
         timing = self._timing
@@ -242,6 +259,10 @@ class Liveness:
         """Of the disks that are known, each once."""
         known = self._disks
         return tuple(known[disk].location for disk in dict.fromkeys(disks) if disk in known)
+
+    def serving(self) -> list[DiskLocation]:
+        """All disks that answer now."""
+        return [disk.location for disk in self._disks.values() if disk.state in SERVES]
 
     def state(self, disk: DiskId) -> DiskState:
         """DOWN for one that is unknown."""

@@ -143,7 +143,10 @@ def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
     if counts.at_risk:
         found.append(f"{_chunks(counts.at_risk)} would be lost with one more fragment")
     if counts.degraded:
-        found.append(f"{_chunks(counts.degraded)} have fewer fragments than their policy wants")
+        have = "has" if counts.degraded == 1 else "have"
+        found.append(
+            f"{_chunks(counts.degraded)} {have} fewer fragments than the policy of its data wants"
+        )
     if not servers:
         found.append("no chunk server has registered: nothing can be written")
     single = [_server_problem(server) for server in servers if server.state != DiskState.UP]

@@ -7,7 +7,9 @@
 - `memory`      byte streams without sockets, and a network that fails on demand: simulations
 - `limits`      what one connection and one server hold at most
 - `payloads`    memory that payloads are received into, used again
+- `complaints`  log lines about what others do wrong, few of them
 - `handlers`    what a program that answers requests hands in
+- `side`        what one program brings to all its connections
 - `outbox`      the queue of what is to be sent, and its sender
 - `connection`  calls and answers over one transport
 - `handshake`   the exchange of hellos

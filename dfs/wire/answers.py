@@ -5,7 +5,7 @@ for every request, except when its caller gave up.
 """
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import CoroutineType
 from typing import Any, Final
 
@@ -15,10 +15,10 @@ from trio.lowlevel import ParkingLot
 
 from dfs.core.errors import DeadlineError, DfsError, ProtocolError
 from dfs.wire.framing import Frame, Kind, pack
-from dfs.wire.handlers import FilePayload, Payload, Peer, Route, Routes
-from dfs.wire.limits import ByteBudget, Limits
+from dfs.wire.handlers import FilePayload, Payload, Peer, Route
 from dfs.wire.messages import METHOD_NUMBERED, Message
 from dfs.wire.outbox import Outbox
+from dfs.wire.side import Side
 
 _log = logging.getLogger(__name__)
 
@@ -35,20 +35,16 @@ class Answers:
     def __init__(
         self,
         outbox: Outbox,
-        routes: Routes,
+        side: Side,
         peer: Peer,
-        *,
-        role: str,
-        limits: Limits,
-        budget: ByteBudget,
     ) -> None:
-        """`role`: of this side, for messages. `budget` is taken from for payloads held."""
         self._outbox = outbox
-        self._routes = routes
+        self._routes = side.routes
         self._peer = peer
-        self._role = role
-        self._limits = limits
-        self._budget = budget
+        self._role = side.hello.role
+        self._limits = side.limits
+        self._budget = side.budget
+        self._complaints = side.complaints
         self._running: dict[int, trio.CancelScope] = {}
         self._active = 0
         self._slot = ParkingLot()
@@ -212,13 +208,23 @@ class Answers:
 
     def _explain(self, route: Route, error: Exception) -> DfsError:
         """What the caller may know of an exception; a surprise goes to the log as a whole."""
-        leaf: BaseException = error
-        while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
-            leaf = leaf.exceptions[0]
-        if isinstance(leaf, DfsError):
-            return leaf
-        _log.error("%s from %s failed", route.name, self._peer.address, exc_info=error)
+        leaves = list(_leaves(error))
+        first = leaves[0]
+        if isinstance(first, DfsError) and all(isinstance(leaf, DfsError) for leaf in leaves):
+            return first
+        line = f"{route.name} from {self._peer.address} failed"
+        subject = f"{route.name} {type(first).__name__}"
+        self._complaints.log(_log, logging.ERROR, subject, line, error)
         return DfsError(f"{route.name} failed inside the {self._role}", hint="its log says why")
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """An exception, or all those in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
 
 
 def _nothing() -> None:

@@ -17,12 +17,11 @@ from dfs.core.errors import DfsError, ProtocolError, UnavailableError
 from dfs.wire.answers import Answers
 from dfs.wire.calls import NO_PAYLOAD, Calls
 from dfs.wire.framing import Frame, FrameReader, Kind, pack
-from dfs.wire.handlers import Peer, Route, Routes
+from dfs.wire.handlers import Peer, Route
 from dfs.wire.hello import Hello
-from dfs.wire.limits import ByteBudget, Limits
 from dfs.wire.messages import Message
 from dfs.wire.outbox import Outbox
-from dfs.wire.payloads import PayloadMemory
+from dfs.wire.side import Side
 from dfs.wire.transport import Transport
 
 _log = logging.getLogger(__name__)
@@ -53,11 +52,7 @@ class Connection:
         address: str,
         peer: Hello,
         reader: FrameReader,
-        routes: Routes,
-        role: str,
-        limits: Limits,
-        budget: ByteBudget,
-        memory: PayloadMemory,
+        side: Side,
     ) -> None:
         """`reader` has read the other side's hello and may hold what came behind it."""
         self.address = address
@@ -68,20 +63,13 @@ class Connection:
         """What ended the connection; None while it is open."""
         self._transport = transport
         self._reader = reader
-        self._limits = limits
-        self._budget = budget
-        self._memory = memory
+        self._limits = side.limits
+        self._budget = side.budget
+        self._memory = side.memory
         self._scope = trio.CancelScope()
-        self._outbox = Outbox(transport, limit_bytes=limits.queued_bytes)
-        self._calls = Calls(self._outbox, limits, address, peer.version)
-        self._answers = Answers(
-            self._outbox,
-            routes,
-            Peer(address, peer, self),
-            role=role,
-            limits=limits,
-            budget=budget,
-        )
+        self._outbox = Outbox(transport, limit_bytes=side.limits.queued_bytes)
+        self._calls = Calls(self._outbox, side.limits, address, peer.version)
+        self._answers = Answers(self._outbox, side, Peer(address, peer, self))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"

@@ -6,12 +6,12 @@ import trio
 
 from dfs.core.errors import DeadlineError
 from dfs.wire.connection import Connection
-from dfs.wire.handlers import Handler, make_routes
+from dfs.wire.handlers import Handler
 from dfs.wire.handshake import greet
 from dfs.wire.hello import Hello
-from dfs.wire.limits import ByteBudget, Limits
+from dfs.wire.limits import Limits
 from dfs.wire.messages import Message
-from dfs.wire.payloads import PayloadMemory
+from dfs.wire.side import Side, make_side
 from dfs.wire.transport import Connector, connect_tcp
 
 
@@ -24,29 +24,31 @@ async def connect(
     handlers: Mapping[type[Message], Handler] | None = None,
     limits: Limits | None = None,
     connector: Connector = connect_tcp,
-    memory: PayloadMemory | None = None,
 ) -> Connection:
     """Connect to a dfs server at `address`; the connection's tasks run in `nursery`.
 
-    `handlers` answer what the other side calls; `memory` is where payloads are received, shared
-    with other connections of the same owner. Raises UnavailableError, ProtocolError or the
+    `handlers` answer what the other side calls. Raises UnavailableError, ProtocolError or the
     reason the other side gives; DeadlineError after `timeout_s`. Close it with `aclose`.
     """
-    limits = limits or Limits()
+    side = make_side(hello, handlers, limits)
+    return await connect_side(address, side, nursery, connector=connector, timeout_s=timeout_s)
+
+
+async def connect_side(
+    address: str,
+    side: Side,
+    nursery: trio.Nursery,
+    *,
+    connector: Connector,
+    timeout_s: float,
+) -> Connection:
+    """As `connect`, for one of the connections that share a `Side`."""
     with trio.CancelScope(deadline=trio.current_time() + timeout_s):
         transport = await connector(address)
         try:
-            theirs, reader = await greet(transport, address, hello, limits)
+            theirs, reader = await greet(transport, address, side.hello, side.limits)
             connection = Connection(
-                transport,
-                address=address,
-                peer=theirs,
-                reader=reader,
-                routes=make_routes(handlers or {}),
-                role=hello.role,
-                limits=limits,
-                budget=ByteBudget(limits.held_bytes),
-                memory=memory or PayloadMemory(),
+                transport, address=address, peer=theirs, reader=reader, side=side
             )
             await nursery.start(connection.run)
         except BaseException:

@@ -19,7 +19,9 @@ VERSION: Final = 1
 
 HEADER_BYTES: Final = 48
 BUFFER_BYTES: Final = 64 * 1024
-"""What a reader receives into at once; longer bodies get a buffer of their own for a while."""
+"""The most a busy reader receives at once; longer bodies get a buffer of their own for a while."""
+_FIRST_BUFFER_BYTES: Final = 4 * 1024
+"""The buffer of a reader that has little to do, as most of a server's connections."""
 
 _FIELDS: Final = Struct("<4sBBHQIIIIQ")
 _DIGEST: Final = Struct("<Q")
@@ -92,11 +94,16 @@ class FrameReader:
     None. After a frame with a `payload_length`, take exactly that many bytes off the stream
     (`take_payload`, then straight from the transport) before the next `next()`.
 
-    Memory: `buffer_bytes`, and for a longer body at most twice what has really arrived of it.
+    Memory: 4 KiB, 64 KiB once it has been busy, and for a longer body at most twice what has
+    really arrived of it.
     """
 
     def __init__(
-        self, *, body_bytes_max: int, payload_bytes_max: int, buffer_bytes: int = BUFFER_BYTES
+        self,
+        *,
+        body_bytes_max: int,
+        payload_bytes_max: int,
+        buffer_bytes: int = _FIRST_BUFFER_BYTES,
     ) -> None:
         self.body_bytes_max = body_bytes_max
         self.payload_bytes_max = payload_bytes_max
@@ -104,6 +111,8 @@ class FrameReader:
         self._view = self._base
         self._start = 0
         self._end = 0
+        self._filled = False
+        """The buffer has been full: a larger one would save turns."""
         self._needed = HEADER_BYTES
         """Bytes the frame at `_start` has, as far as known."""
 
@@ -116,7 +125,10 @@ class FrameReader:
         """Where the next bytes go; never empty. Ends the life of bodies given out before."""
         start, end = self._start, self._end
         if start == end:
+            if self._filled and len(self._base) < BUFFER_BYTES:
+                self._base = memoryview(bytearray(min(4 * len(self._base), BUFFER_BYTES)))
             self._view = self._base
+            self._filled = False
             self._start = self._end = 0
             return self._view
         if start:
@@ -132,6 +144,8 @@ class FrameReader:
     def received(self, count: int) -> None:
         """`count` bytes have been put at the front of `space()`."""
         self._end += count
+        if self._end == len(self._view):
+            self._filled = True
 
     def next(self) -> Frame | None:
         """The next frame whose header and body are complete.

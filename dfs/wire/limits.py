@@ -26,7 +26,7 @@ class Limits:
     """Bytes waiting to be sent on one connection; then callers wait and requests are not read."""
     held_bytes: int = 64 * MIB
     """Payloads of requests being handled by one server, all connections together."""
-    connections: int = 1024
+    connections: int = 4096
     """Accepted by one server; further ones are refused with BusyError."""
     hello_s: float = 5.0
     """For the hello of an accepted connection to arrive."""

@@ -21,7 +21,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Base of all requests and replies."""
 
 
-class Empty(Message):
+class Empty(Message, frozen=True):
     """A reply that says only: done."""
 
 
@@ -40,7 +40,7 @@ class Op(msgspec.Struct, array_like=True, frozen=True, gc=False, tag_field="op")
     """Base of the namespace changes. The tag is the operation's number."""
 
 
-class Create(Op, tag=1):
+class Create(Op, frozen=True, tag=1):
     """Make a regular file, or with `exclusive` False return the one that is there.
 
     An existing directory is EISDIR; an existing file needs permission for what `access` asks
@@ -58,13 +58,13 @@ class Create(Op, tag=1):
     """With `open`: what an Open of a file that is already there asks for (READ | WRITE)."""
 
 
-class Mkdir(Op, tag=2):
+class Mkdir(Op, frozen=True, tag=2):
     parent: InodeId
     name: bytes
     mode: int
 
 
-class Mknod(Op, tag=3):
+class Mknod(Op, frozen=True, tag=3):
     """FIFO, socket or device (S_IFREG too). Devices need uid 0 (EPERM)."""
 
     parent: InodeId
@@ -73,13 +73,13 @@ class Mknod(Op, tag=3):
     rdev: int = 0
 
 
-class Symlink(Op, tag=4):
+class Symlink(Op, frozen=True, tag=4):
     parent: InodeId
     name: bytes
     target: bytes
 
 
-class Link(Op, tag=5):
+class Link(Op, frozen=True, tag=5):
     """Another name for `ino` (never a directory: EPERM). Gives an Unnamed inode its first name."""
 
     ino: InodeId
@@ -89,12 +89,12 @@ class Link(Op, tag=5):
     """Take the place of an existing non-directory of that name, atomically."""
 
 
-class Unlink(Op, tag=6):
+class Unlink(Op, frozen=True, tag=6):
     parent: InodeId
     name: bytes
 
 
-class Rmdir(Op, tag=7):
+class Rmdir(Op, frozen=True, tag=7):
     parent: InodeId
     name: bytes
 
@@ -106,7 +106,7 @@ class RenameFlag(IntFlag):
     EXCHANGE = 2
 
 
-class Rename(Op, tag=8):
+class Rename(Op, frozen=True, tag=8):
     parent: InodeId
     name: bytes
     new_parent: InodeId
@@ -114,7 +114,7 @@ class Rename(Op, tag=8):
     flags: int = 0
 
 
-class SetAttr(Op, tag=9):
+class SetAttr(Op, frozen=True, tag=9):
     """chmod, chown, utimens and truncate in one; None leaves a field as it is.
 
     Clears set-id bits as Linux does. `now` names the times to set to the master's clock.
@@ -137,14 +137,14 @@ class XattrMode(IntEnum):
     REPLACE = 2
 
 
-class SetXattr(Op, tag=10):
+class SetXattr(Op, frozen=True, tag=10):
     ino: InodeId
     name: bytes
     value: bytes
     mode: int = XattrMode.ANY
 
 
-class RemoveXattr(Op, tag=11):
+class RemoveXattr(Op, frozen=True, tag=11):
     ino: InodeId
     name: bytes
 
@@ -157,7 +157,7 @@ class Access(IntFlag):
     READ = 4
 
 
-class Open(Op, tag=12):
+class Open(Op, frozen=True, tag=12):
     """Keep the inode's data while this session has it open, also when unlinked.
 
     Idempotent: a session has an inode open or not; the client counts its own handles.
@@ -167,13 +167,13 @@ class Open(Op, tag=12):
     access: int = Access.READ
 
 
-class Release(Op, tag=13):
+class Release(Op, frozen=True, tag=13):
     """The session no longer has the inode open; an unlinked one is purged after its last."""
 
     ino: InodeId
 
 
-class Unnamed(Op, tag=14):
+class Unnamed(Op, frozen=True, tag=14):
     """Make a regular file without a name (O_TMPFILE), opened by this session.
 
     Owner, group and policy as if it were created in `parent`. Gone with the session unless
@@ -184,7 +184,7 @@ class Unnamed(Op, tag=14):
     mode: int
 
 
-class Commit(Op, tag=15):
+class Commit(Op, frozen=True, tag=15):
     """Publish written bytes: atomically replace what the extents cover, by them.
 
     `size`: the file is at least that long after (None: as the extents' ends say). With
@@ -200,13 +200,13 @@ class Commit(Op, tag=15):
     append: bool = False
 
 
-class PunchHole(Op, tag=16):
+class PunchHole(Op, frozen=True, tag=16):
     ino: InodeId
     offset: int
     length: int
 
 
-class CloneRange(Op, tag=17):
+class CloneRange(Op, frozen=True, tag=17):
     """Share `length` bytes (0: to the end) of `ino` with `new_ino`; no byte moves."""
 
     ino: InodeId
@@ -216,7 +216,7 @@ class CloneRange(Op, tag=17):
     length: int
 
 
-class Put(Op, tag=18):
+class Put(Op, frozen=True, tag=18):
     """A whole small file in one step: create, content, owner and times, under its name.
 
     With `replace`, takes the place of an existing non-directory atomically (a new inode), else
@@ -236,7 +236,7 @@ class Put(Op, tag=18):
     """0: the parent's."""
 
 
-class SetPolicy(Op, tag=19):
+class SetPolicy(Op, frozen=True, tag=19):
     """New data of this file, or of new children of this directory, takes `policy`."""
 
     ino: InodeId
@@ -276,7 +276,7 @@ class OpResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
 # ------------------------------------------------------------------ client -> master
 
 
-class OpenSession(Message):
+class OpenSession(Message, frozen=True):
     """Start a session; a retry with the same nonce gets the same session."""
 
     client: str
@@ -284,7 +284,7 @@ class OpenSession(Message):
     nonce: int
 
 
-class SessionOpened(Message):
+class SessionOpened(Message, frozen=True):
     session: SessionId
     lease_s: float
     """Renew at least this often (any Apply renews too)."""
@@ -292,17 +292,17 @@ class SessionOpened(Message):
     """The cluster's UUID."""
 
 
-class RenewSession(Message):
+class RenewSession(Message, frozen=True):
     session: SessionId
 
 
-class CloseSession(Message):
+class CloseSession(Message, frozen=True):
     """Drop the session: its open files are released, its open chunks sealed."""
 
     session: SessionId
 
 
-class Apply(Message):
+class Apply(Message, frozen=True):
     """Change the namespace: all `ops` in order, in one atomic transaction of its own each.
 
     One failed op does not undo or stop the others. `sequence` goes up by one with every new
@@ -323,18 +323,18 @@ OPS_MAX: Final = 4096
 """Operations in one Apply."""
 
 
-class Applied(Message):
+class Applied(Message, frozen=True):
     results: tuple[OpResult, ...]
 
 
-class Lookup(Message):
+class Lookup(Message, frozen=True):
     cred: Cred
     parent: InodeId
     name: bytes
     """One name, b"." or b".."."""
 
 
-class Resolve(Message):
+class Resolve(Message, frozen=True):
     """Walk a whole path from `start` in one call, following symlinks (the last one if asked)."""
 
     cred: Cred
@@ -343,15 +343,15 @@ class Resolve(Message):
     start: InodeId = 1
 
 
-class GetInode(Message):
+class GetInode(Message, frozen=True):
     ino: InodeId
 
 
-class InodeReply(Message):
+class InodeReply(Message, frozen=True):
     inode: Inode
 
 
-class ReadDir(Message):
+class ReadDir(Message, frozen=True):
     """Entries of a directory in order of name, after the name `after` (b"": from the first).
 
     "." and ".." are not among them. A directory that changes meanwhile: entries that stay are
@@ -377,31 +377,31 @@ class DirEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """None: not asked for, or too many."""
 
 
-class DirReply(Message):
+class DirReply(Message, frozen=True):
     entries: tuple[DirEntry, ...]
     more: bool
     layout: Layout = Layout()
 
 
-class GetXattr(Message):
+class GetXattr(Message, frozen=True):
     cred: Cred
     ino: InodeId
     name: bytes
 
 
-class XattrReply(Message):
+class XattrReply(Message, frozen=True):
     value: bytes
 
 
-class ListXattr(Message):
+class ListXattr(Message, frozen=True):
     ino: InodeId
 
 
-class XattrNames(Message):
+class XattrNames(Message, frozen=True):
     names: tuple[bytes, ...]
 
 
-class GetExtents(Message):
+class GetExtents(Message, frozen=True):
     """Extents that overlap [offset, offset + length), at most `limit`, and where they lie."""
 
     ino: InodeId
@@ -410,24 +410,24 @@ class GetExtents(Message):
     limit: int = 1000
 
 
-class ExtentsReply(Message):
+class ExtentsReply(Message, frozen=True):
     inode: Inode
     extents: tuple[Extent, ...]
     more: bool
     layout: Layout
 
 
-class LocateChunks(Message):
+class LocateChunks(Message, frozen=True):
     """Where chunks lie now; unknown ones are left out of the reply."""
 
     chunks: tuple[ChunkId, ...]
 
 
-class LayoutReply(Message):
+class LayoutReply(Message, frozen=True):
     layout: Layout
 
 
-class AllocateChunks(Message):
+class AllocateChunks(Message, frozen=True):
     """Open chunks for this session to append to, each on k + m disks (or as few as may be).
 
     Raises RedundancyError where the policy can never be met by the servers registered,
@@ -444,7 +444,7 @@ class AllocateChunks(Message):
     """Address of the client's host, for client-local placement."""
 
 
-class SealChunk(Message):
+class SealChunk(Message, frozen=True):
     """The owner is done: `length` raw bytes stand on every fragment but the `lost` ones.
 
     Commit what shall be kept before: a chunk sealed without live bytes is deleted at once.
@@ -465,17 +465,17 @@ class FragmentReport(msgspec.Struct, array_like=True, frozen=True):
     """`corrupt`, `missing`, `short`, `unreachable`."""
 
 
-class ReportFragments(Message):
+class ReportFragments(Message, frozen=True):
     """A reader found bad fragments; the master notes them for repair."""
 
     reports: tuple[FragmentReport, ...]
 
 
-class StatFs(Message):
+class StatFs(Message, frozen=True):
     pass
 
 
-class FsStats(Message):
+class FsStats(Message, frozen=True):
     capacity: int
     """Bytes of all disks that dfs may fill."""
     free: int
@@ -487,26 +487,26 @@ class FsStats(Message):
     """Width / k of the root's policy, to turn disk bytes into file bytes."""
 
 
-class SyncBarrier(Message):
+class SyncBarrier(Message, frozen=True):
     """Reply when every change answered before it is on the master's disk."""
 
 
-class ListPolicies(Message):
+class ListPolicies(Message, frozen=True):
     pass
 
 
-class PoliciesReply(Message):
+class PoliciesReply(Message, frozen=True):
     policies: tuple[Policy, ...]
 
 
-class CreatePolicy(Message):
+class CreatePolicy(Message, frozen=True):
     session: SessionId
     sequence: int
     policy: Policy
     """Its number is ignored; the master gives one."""
 
 
-class PolicyReply(Message):
+class PolicyReply(Message, frozen=True):
     policy: Policy
 
 
@@ -553,40 +553,40 @@ class SessionInfo(msgspec.Struct, array_like=True, frozen=True):
     open_chunks: int
 
 
-class ListServers(Message):
+class ListServers(Message, frozen=True):
     pass
 
 
-class ServersReply(Message):
+class ServersReply(Message, frozen=True):
     servers: tuple[ServerInfo, ...]
 
 
-class ListSessions(Message):
+class ListSessions(Message, frozen=True):
     pass
 
 
-class SessionsReply(Message):
+class SessionsReply(Message, frozen=True):
     sessions: tuple[SessionInfo, ...]
 
 
-class ListChunks(Message):
+class ListChunks(Message, frozen=True):
     """Chunks in order of id, after `after`."""
 
     after: ChunkId = 0
     limit: int = 1000
 
 
-class ChunksReply(Message):
+class ChunksReply(Message, frozen=True):
     chunks: tuple[Chunk, ...]
     more: bool
     layout: Layout
 
 
-class ClusterStatus(Message):
+class ClusterStatus(Message, frozen=True):
     pass
 
 
-class StatusReply(Message):
+class StatusReply(Message, frozen=True):
     cluster: str
     version: str
     uptime_s: float
@@ -626,7 +626,7 @@ class DiskReport(msgspec.Struct, array_like=True, frozen=True):
     error: str = ""
 
 
-class RegisterServer(Message):
+class RegisterServer(Message, frozen=True):
     """First word of a chunk server, and again whenever the master does not know it."""
 
     uuid: str
@@ -639,7 +639,7 @@ class RegisterServer(Message):
     disks: tuple[DiskReport, ...]
 
 
-class Registered(Message):
+class Registered(Message, frozen=True):
     cluster: str
     server: ServerId
     disks: tuple[DiskId, ...]
@@ -647,12 +647,12 @@ class Registered(Message):
     heartbeat_s: float
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     server: ServerId
     disks: tuple[DiskReport, ...]
 
 
-class HeartbeatReply(Message):
+class HeartbeatReply(Message, frozen=True):
     known: bool
     """False: register again (the master restarted and does not know this server's address)."""
     report_disks: tuple[DiskId, ...] = ()
@@ -667,8 +667,8 @@ class HeldFragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
     sealed: bool
 
 
-class ReportChunks(Message):
-    """What a disk holds, in order of chunk, in pages; `after` is the last chunk of the page before."""
+class ReportChunks(Message, frozen=True):
+    """What a disk holds, in order of chunk, in pages; `after` is the last one of the page before."""
 
     server: ServerId
     disk: DiskId
@@ -677,7 +677,7 @@ class ReportChunks(Message):
     last: bool
 
 
-class ReportChunksReply(Message):
+class ReportChunksReply(Message, frozen=True):
     drop: tuple[ChunkId, ...]
     """Fragments the disk shall delete: their chunk is gone or lies elsewhere."""
 
@@ -685,7 +685,7 @@ class ReportChunksReply(Message):
 # ------------------------------------------------------------------ -> chunk server
 
 
-class Append(Message):
+class Append(Message, frozen=True):
     """Append records to a fragment; the payload is the records' bytes (FORMAT.md), unchanged.
 
     The first append (`first_block` 0) creates the fragment. Idempotent by block index: records
@@ -702,13 +702,13 @@ class Append(Message):
     blocks: int
 
 
-class Appended(Message):
+class Appended(Message, frozen=True):
     next_block: int
     length: int
     """Raw bytes of the chunk covered by the fragment."""
 
 
-class ReadRecords(Message):
+class ReadRecords(Message, frozen=True):
     """The records that overlap raw bytes [offset, offset + length) of a chunk.
 
     The reply's payload is those records as stored. Bytes beyond the fragment's end are not an
@@ -725,18 +725,18 @@ READ_MAX_BYTES: Final = 8 * 1024 * 1024
 """Raw bytes one ReadRecords may ask for."""
 
 
-class RecordsReply(Message):
+class RecordsReply(Message, frozen=True):
     records: int
 
 
-class SyncFragments(Message):
+class SyncFragments(Message, frozen=True):
     """fdatasync these chunks' fragments (and the directory entries they need)."""
 
     disk: DiskId
     chunks: tuple[ChunkId, ...]
 
 
-class SealFragment(Message):
+class SealFragment(Message, frozen=True):
     """Cut after the block that ends at raw `length`, write the index footer, sync. Idempotent."""
 
     disk: DiskId
@@ -744,19 +744,19 @@ class SealFragment(Message):
     length: int
 
 
-class DeleteFragments(Message):
+class DeleteFragments(Message, frozen=True):
     """Delete; what is not there counts as deleted."""
 
     disk: DiskId
     chunks: tuple[ChunkId, ...]
 
 
-class StatFragment(Message):
+class StatFragment(Message, frozen=True):
     disk: DiskId
     chunk: ChunkId
 
 
-class FragmentStatus(Message):
+class FragmentStatus(Message, frozen=True):
     index: int
     next_block: int
     length: int
@@ -765,11 +765,11 @@ class FragmentStatus(Message):
     sealed: bool
 
 
-class ServerStatus(Message):
+class ServerStatus(Message, frozen=True):
     pass
 
 
-class ServerStatusReply(Message):
+class ServerStatusReply(Message, frozen=True):
     server: ServerId
     version: str
     uptime_s: float

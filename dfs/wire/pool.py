@@ -4,7 +4,7 @@ An address that cannot be reached is left alone for a while that doubles with ea
 a bound, and jittered): calls to it fail at once meanwhile, so that callers go elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from random import Random
@@ -16,11 +16,12 @@ import trio
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DeadlineError, DfsError, UnavailableError
 from dfs.wire.connection import Connection
-from dfs.wire.dial import connect
+from dfs.wire.dial import connect_side
+from dfs.wire.handlers import Handler
 from dfs.wire.hello import Hello
 from dfs.wire.limits import Limits
 from dfs.wire.messages import Message
-from dfs.wire.payloads import PayloadMemory
+from dfs.wire.side import make_side
 from dfs.wire.transport import Connector, connect_tcp
 
 R = TypeVar("R", bound=Message)
@@ -47,6 +48,10 @@ class _Lane:
     connection: Connection | None = None
     opening: trio.Event | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self.connection is not None and not self.connection.closed
+
 
 @dataclass(slots=True, eq=False)
 class _Place:
@@ -70,17 +75,19 @@ class Pool:
         connector: Connector = connect_tcp,
         random: Random | None = None,
         width: int = 1,
+        handlers: Mapping[type[Message], Handler] | None = None,
         limits: Limits | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        """`width`: connections per address. `random` jitters the back-off."""
-        self._hello = hello
+        """`width`: connections per address. `random` jitters the back-off.
+
+        `handlers` answer what servers call back.
+        """
+        self._side = make_side(hello, handlers, limits)
         self._connector = connector
         self._random = random or Random()
         self._width = width
-        self._limits = limits or Limits()
         self._backoff = backoff or Backoff()
-        self._memory = PayloadMemory()
         self._places: dict[str, _Place] = {}
         self._manager: AbstractAsyncContextManager[trio.Nursery, bool | None] | None = None
         self._nursery: trio.Nursery | None = None
@@ -168,13 +175,17 @@ class Pool:
     # ------------------------------------------------------------------ connections
 
     def _ready(self, address: str) -> Connection | None:
-        """An open connection, the lanes in turn; None if this one's turn has none."""
+        """An open connection, the lanes in turn; None if the next lane should be opened."""
         place = self._places.get(address)
         if place is None:
             return None
         place.counter += 1
-        connection = place.lanes[place.counter % self._width].connection
-        return None if connection is None or connection.closed else connection
+        lane = place.lanes[place.counter % self._width]
+        if lane.is_open:
+            return lane.connection
+        if lane.opening is not None or place.retry_at > trio.current_time():
+            return next((each.connection for each in place.lanes if each.is_open), None)
+        return None
 
     async def _open(self, address: str, timeout_s: float, patient: bool) -> Connection:
         place = self._places.get(address)
@@ -215,14 +226,12 @@ class Pool:
         assert opening is not None
         lane.connection = None
         try:
-            lane.connection = await connect(
+            lane.connection = await connect_side(
                 place.address,
-                nursery=nursery,
-                hello=self._hello,
-                timeout_s=self._backoff.connect_s,
-                limits=self._limits,
+                self._side,
+                nursery,
                 connector=self._connector,
-                memory=self._memory,
+                timeout_s=self._backoff.connect_s,
             )
         except DfsError as error:
             place.failures += 1

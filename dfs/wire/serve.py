@@ -6,26 +6,23 @@ line in the log per minute.
 
 import errno
 import logging
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn, Protocol
 
 import trio
 
-from dfs.core.errors import BusyError, DfsError, ProtocolError, UnavailableError
+from dfs.core.errors import BusyError, DfsError, UnavailableError
 from dfs.wire.connection import Connection
-from dfs.wire.handlers import Handler, Routes, make_routes
+from dfs.wire.handlers import Handler
 from dfs.wire.handshake import receive_greeting, refuse
 from dfs.wire.hello import Hello
-from dfs.wire.limits import ByteBudget, Limits
+from dfs.wire.limits import Limits
 from dfs.wire.messages import Message
-from dfs.wire.payloads import PayloadMemory
+from dfs.wire.side import Side, make_side
 from dfs.wire.transport import TcpTransport, Transport
 
 _log = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S: Final = 60.0
-_LOG_PEERS_MAX: Final = 1024
 _RETRY_ACCEPT_S: Final = 0.1
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
@@ -53,7 +50,7 @@ async def serve(
     """Answer requests until cancelled; then say goodbye to all peers. Closes the listeners."""
     if not isinstance(listeners, Sequence):
         listeners = [listeners]
-    server = _Server(make_routes(handlers), hello, limits or Limits())
+    server = _Server(make_side(hello, handlers, limits))
     try:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
@@ -69,14 +66,10 @@ async def serve(
 class _Server:
     """What the connections of one `serve` share."""
 
-    def __init__(self, routes: Routes, hello: Hello, limits: Limits) -> None:
-        self.routes = routes
-        self.hello = hello
-        self.limits = limits
-        self.budget = ByteBudget(limits.held_bytes)
-        self.memory = PayloadMemory()
+    def __init__(self, side: Side) -> None:
+        self.side = side
+        self.limits = side.limits
         self.connections = 0
-        self.complaints = _Complaints()
 
     async def accept(self, listener: Listener, nursery: trio.Nursery) -> None:
         while True:
@@ -89,7 +82,8 @@ class _Server:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    self.complaints.log("accept", f"cannot accept connections: {error}")
+                    line = f"cannot accept connections: {error}"
+                    self.side.complaints.log(_log, logging.WARNING, "accept", line)
                     await trio.sleep(_RETRY_ACCEPT_S)
                 continue
             nursery.start_soon(self.attend, transport)
@@ -115,47 +109,29 @@ class _Server:
     async def _welcome(self, transport: Transport) -> Connection | None:
         with trio.move_on_after(self.limits.hello_s):
             if self.connections > self.limits.connections:
+                role, most = self.side.hello.role, self.limits.connections
                 error = BusyError(
-                    f"this {self.hello.role} has {self.limits.connections} connections, its most",
+                    f"this {role} has {most} connections, its most",
                     hint="retry later, or raise its limit",
                 )
                 await refuse(transport, error)
                 raise error
-            theirs, reader = await receive_greeting(transport, self.hello, self.limits)
+            theirs, reader = await receive_greeting(transport, self.side.hello, self.limits)
             return Connection(
-                transport,
-                address=transport.peer,
-                peer=theirs,
-                reader=reader,
-                routes=self.routes,
-                role=self.hello.role,
-                limits=self.limits,
-                budget=self.budget,
-                memory=self.memory,
+                transport, address=transport.peer, peer=theirs, reader=reader, side=self.side
             )
-        raise ProtocolError(f"there was no hello within {self.limits.hello_s:g} s")
+        # Half-open, or cut off: it happens to honest peers too.
+        line = f"no hello within {self.limits.hello_s:g} s from {transport.peer}"
+        self._log_once(transport, logging.INFO, line)
+        return None
 
     def _complain(self, transport: Transport, error: DfsError) -> None:
         if isinstance(error, UnavailableError):
             _log.debug("%s", error)  # peers come and go
         else:
-            host = transport.peer.rpartition(":")[0] or transport.peer
-            self.complaints.log(host, f"dropped the connection from {transport.peer}: {error}")
+            line = f"dropped the connection from {transport.peer}: {error}"
+            self._log_once(transport, logging.WARNING, line)
 
-
-class _Complaints:
-    """Logs at most one line per subject and interval."""
-
-    def __init__(self) -> None:
-        self._logged_at: OrderedDict[str, float] = OrderedDict()
-
-    def log(self, subject: str, line: str) -> None:
-        now = trio.current_time()
-        last = self._logged_at.get(subject)
-        if last is not None and now - last < _LOG_INTERVAL_S:
-            return
-        self._logged_at[subject] = now
-        self._logged_at.move_to_end(subject)
-        if len(self._logged_at) > _LOG_PEERS_MAX:
-            self._logged_at.popitem(last=False)
-        _log.warning("%s", line)
+    def _log_once(self, transport: Transport, level: int, line: str) -> None:
+        host = transport.peer.rpartition(":")[0] or transport.peer
+        self.side.complaints.log(_log, level, f"{level} {host}", line)

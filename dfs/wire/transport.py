@@ -22,7 +22,8 @@ Connector: TypeAlias = Callable[[str], Awaitable["Transport"]]
 _IOV_MAX: Final = 512
 _EAGER_MAX: Final = 32
 """Receives in a row that may go without letting other tasks run."""
-_LOW_WATER_BYTES: Final = int(os.environ.get("LW", str(256 * 1024)))
+_LOW_WATER_BYTES: Final = 256 * 1024
+"""Of a payload that is awaited: how much has to be there before it is worth a turn."""
 _FILE_STEP: Final = 1024 * 1024
 """Bytes of one sendfile call: what other tasks may have to wait for."""
 

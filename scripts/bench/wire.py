@@ -1,24 +1,19 @@
-"""Speed of the wire alone: a client and a server process on loopback, no disk but a cached file.
+"""Speed of the wire alone: a client and a server process on loopback, no disk but a cached file."""
 
-    python scripts/bench/wire.py [--seconds 2] [--only NAME]
-
-Prints one JSON document: calls or MB a second, and CPU microseconds a call on each side.
-"""
-
-import argparse
-import json
 import multiprocessing
 import os
 import resource
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection as ProcessPipe
 from typing import Final
 
 import trio
+from harness import MIB, Report, parser
 
 from dfs.core.inode import Inode
 from dfs.wire.connection import Connection
@@ -29,18 +24,17 @@ from dfs.wire.messages import (
     Append,
     Appended,
     Empty,
+    FragmentStatus,
     GetInode,
     InodeReply,
     ReadRecords,
     RecordsReply,
     StatFragment,
-    FragmentStatus,
     SyncBarrier,
 )
 from dfs.wire.serve import serve
 from dfs.wire.transport import listen_tcp, listening_address
 
-MIB: Final = 1024 * 1024
 PAYLOAD: Final = os.urandom(MIB)
 
 
@@ -120,16 +114,29 @@ async def _append(connection: Connection) -> None:
     await connection.call(Append(1, 1, 0, 1, 0, 0, 8), Appended, payload=(PAYLOAD,), timeout_s=30)
 
 
-CASES: Final[dict[str, tuple[Call, int, int]]] = {
-    "inline_1": (_get_inode, 1, 0),
-    "inline_8": (_get_inode, 8, 0),
-    "inline_64": (_get_inode, 64, 0),
-    "async_handler_64": (_stat_fragment, 64, 0),
-    "read_1MiB_sendfile": (partial(_read, 1), 4, MIB),
-    "read_1MiB_buffers": (partial(_read, 0), 4, MIB),
-    "append_1MiB": (_append, 4, MIB),
+@dataclass(frozen=True)
+class Case:
+    """What to call, by how many tasks at once."""
+
+    call: Call
+    tasks: int
+    target: float | None = None
+    payload: int = 0
+    """Bytes of one call; the figure is then MB/s."""
+
+
+CASES: Final = {
+    "small call, one caller": Case(_get_inode, 1, 5_000),
+    "small call, 8 callers": Case(_get_inode, 8, 25_000),
+    "small call, 64 callers": Case(_get_inode, 64, 60_000),
+    "small call, 64 callers, async handler": Case(_stat_fragment, 64),
+    "reply of 1 MiB by sendfile": Case(partial(_read, 1), 4, 1_200, MIB),
+    "reply of 1 MiB from memory": Case(partial(_read, 0), 4, 1_200, MIB),
+    "request of 1 MiB": Case(_append, 4, 1_200, MIB),
 }
-"""Name -> what to call, tasks that call it all the time, payload bytes of one call."""
+
+ROUNDS: Final = 10
+"""Of each case; the best counts, as everything else only disturbs."""
 
 
 async def _measure(
@@ -157,51 +164,45 @@ async def _measure(
 
 
 async def _bench(
-    address: str, pipe: ProcessPipe, only: str, seconds: float, rounds: int
-) -> dict[str, dict[str, float]]:
-    figures: dict[str, dict[str, float]] = {}
+    address: str, pipe: ProcessPipe, report: Report, only: str, seconds: float
+) -> None:
     async with trio.open_nursery() as nursery:
         connection = await connect(address, nursery=nursery, hello=Hello("client"), timeout_s=10)
-        for name, (call, tasks, payload) in CASES.items():
-            if not name.startswith(only):
+        for name, case in CASES.items():
+            if only and only not in name:
                 continue
             runs = [
-                await _measure(connection, pipe, call, tasks, seconds / rounds)
-                for _ in range(rounds)
+                await _measure(connection, pipe, case.call, case.tasks, seconds / ROUNDS)
+                for _ in range(ROUNDS)
             ]
             rate = max(run[0] for run in runs)
-            figures[name] = {
-                "per_second": round(rate),
-                "median_per_second": round(statistics.median(run[0] for run in runs)),
-                "client_cpu_us": round(min(run[1] for run in runs), 1),
-                "server_cpu_us": round(min(run[2] for run in runs), 1),
-            }
-            if payload:
-                figures[name]["MB_per_second"] = round(rate * payload / 1e6)
+            if case.payload:
+                rate *= case.payload / 1e6
+            report.add(name, rate, "MB/s" if case.payload else "calls/s", at_least=case.target)
+            report.add(f"{name}: CPU of the client", min(run[1] for run in runs), "us/call")
+            report.add(f"{name}: CPU of the server", min(run[2] for run in runs), "us/call")
         await connection.aclose()
-    return figures
 
 
-def main() -> None:
-    """Run the cases and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each case")
-    parser.add_argument("--rounds", type=int, default=4, help="of each case; the best counts")
-    parser.add_argument("--only", default="", help="cases whose name starts so")
-    arguments = parser.parse_args()
+def main() -> int:
+    """Run the cases and show the figures."""
+    arguments_of = parser(__doc__ or "")
+    arguments_of.add_argument("--seconds", type=float, default=3.0, help="for each case")
+    arguments_of.add_argument("--only", default="", help="cases whose name has this in it")
+    arguments = arguments_of.parse_args()
+    report = Report("wire")
     here, there = multiprocessing.Pipe()
     server = multiprocessing.Process(target=serve_in_process, args=(there,), daemon=True)
     server.start()
     there.close()
     try:
-        figures = trio.run(
-            _bench, here.recv(), here, arguments.only, arguments.seconds, arguments.rounds
-        )
+        seconds = arguments.seconds * arguments.scale
+        trio.run(_bench, here.recv(), here, report, arguments.only, seconds)
     finally:
         server.kill()
         server.join()
-    print(json.dumps({"cpus": os.cpu_count(), "wire": figures}, indent=2))
+    return report.finish(arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,7 @@ import pytest
 from dfs.core import errors
 from dfs.wire import framing, hello
 from dfs.wire.framing import FrameReader, Kind
-from dfs.wire.limits import MIB
+from dfs.wire.limits import MIB, Limits
 from dfs.wire.messages import METHODS
 from tests.golden.protocol import (
     DOCUMENT,
@@ -39,6 +39,25 @@ def test_the_document_names_every_kind_error_code_and_version():
     assert f"protocol version {hello.PROTOCOL_MAX}" in text
     assert framing.MAGIC.hex(" ") in text
     assert f"{framing.HEADER_BYTES} bytes" in text
+
+
+def test_the_document_names_the_bounds_that_hold():
+    text = " ".join(DOCUMENT.read_text().split())
+    limits = Limits()
+    for said in (
+        f"bodies up to {limits.body_bytes // MIB} MiB (of a hello: {hello.HELLO_BYTES_MAX >> 10} K",
+        f"payloads up to {limits.payload_bytes // MIB} MiB",
+        f"hello has to arrive within {limits.hello_s:g} s",
+        f"go on arriving ({limits.stall_s:g} s)",
+        f"at most {limits.held_bytes // MIB} MiB of payloads",
+        f"and {limits.connections} connections",
+        f"{limits.calls} calls in flight",
+        f"more than {limits.queued_bytes // MIB} MiB not yet sent",
+        f"runs {limits.requests} async handlers",
+        f"waited {limits.ping_s:g} s without hearing",
+        f"after {limits.dead_s:g} s of silence",
+    ):
+        assert said in text
 
 
 def test_numbers_of_methods_are_unique():

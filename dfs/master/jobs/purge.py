@@ -7,7 +7,6 @@ that are down keep their rows, cost nothing, and are served when they return.
 """
 
 import logging
-from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -19,8 +18,7 @@ from dfs.core.ids import ChunkId, DiskId
 from dfs.master import purge
 from dfs.master.commands import DropFragments, PurgeStep
 from dfs.master.jobs.context import JobContext
-from dfs.master.keyspace import DOOMED, Reader, doomed_key, key_id, prefix_end, second_id
-from dfs.master.liveness import SERVES
+from dfs.master.keyspace import Reader, doomed_key, get_counters, second_id
 from dfs.wire.messages import DeleteFragments, Empty
 
 log = logging.getLogger(__name__)
@@ -62,22 +60,33 @@ class PurgeFragments:
     def __init__(self, context: JobContext) -> None:
         self._context = context
         self._limit = trio.CapacityLimiter(DISKS_AT_ONCE)
+        self._after: dict[DiskId, ChunkId] = {}
+        """How far each disk's rows have been worked off: the store would have to step over all
+        rows that were deleted lately. Forgotten at the end of the rows, to begin anew."""
 
     async def run_once(self) -> bool:
         """A batch from each disk that can be reached. True if any disk has more."""
+        if not get_counters(self._context.reader).chunks_doomed:
+            return False
         more: list[DiskId] = []
         async with trio.open_nursery() as nursery:
-            for disk in disks_with_doomed(self._context.reader):
-                place = self._context.liveness.location(disk)
-                if place is not None and place.state in SERVES:
-                    nursery.start_soon(self._delete_batch, place, more)
+            for place in self._context.liveness.serving():
+                batch = doomed_on(
+                    self._context.reader, place.disk, self._after.get(place.disk, 0), DELETE_BATCH
+                )
+                if batch:
+                    nursery.start_soon(self._delete_batch, place, batch, more)
+                elif self._after.pop(place.disk, 0):
+                    more.append(place.disk)
+                await trio.lowlevel.checkpoint()
         return bool(more)
 
-    async def _delete_batch(self, place: DiskLocation, more: list[DiskId]) -> None:
+    async def _delete_batch(
+        self, place: DiskLocation, batch: list[ChunkId], more: list[DiskId]
+    ) -> None:
         context = self._context
         disk = place.disk
         async with self._limit:
-            batch = doomed_on(context.reader, disk, DELETE_BATCH)
             request = DeleteFragments(disk, tuple(batch))
             try:
                 await context.pool.call(place.address, request, Empty, timeout_s=DELETE_TIMEOUT_S)
@@ -90,19 +99,11 @@ class PurgeFragments:
                     DropFragments(time_ns=context.now_ns(), disk=disk, chunks=part)
                 )
                 await trio.lowlevel.checkpoint()
-            if len(batch) == DELETE_BATCH:
-                more.append(disk)
+            self._after[disk] = batch[-1]
+            more.append(disk)
 
 
-def disks_with_doomed(reader: Reader) -> Iterator[DiskId]:
-    """Disks that still have fragments of doomed chunks: one seek each."""
-    start = DOOMED
-    while (row := next(reader.scan(start, prefix_end(DOOMED)), None)) is not None:
-        disk = key_id(row[0])
-        yield disk
-        start = doomed_key(disk + 1, 0)
-
-
-def doomed_on(reader: Reader, disk: DiskId, limit: int) -> list[ChunkId]:
-    rows = reader.scan(doomed_key(disk, 0), doomed_key(disk + 1, 0))
+def doomed_on(reader: Reader, disk: DiskId, after: ChunkId, limit: int) -> list[ChunkId]:
+    """Doomed chunks that the disk has fragments of, in order, past `after`."""
+    rows = reader.scan(doomed_key(disk, after + 1), doomed_key(disk + 1, 0))
     return [second_id(key) for key, _ in islice(rows, limit)]

@@ -32,6 +32,16 @@ UNSEALED_MAX: Final = 100_000
 """Fragments remembered that missed their seal; further ones are found by the next report."""
 
 
+WAIT_FIRST_S: Final = 1.0
+WAIT_MOST_S: Final = 30.0
+"""Pauses between two attempts at the same chunk, each twice the last."""
+
+
+class _Wait(msgspec.Struct, frozen=True):
+    until: float
+    pause_s: float
+
+
 class Unsealed(msgspec.Struct, frozen=True):
     """A whole fragment of a SEALED chunk that has no seal on its disk."""
 
@@ -49,6 +59,8 @@ class SealJob:
     def __init__(self, context: JobContext) -> None:
         self._context = context
         self._after: ChunkId = 0
+        self._waits: dict[ChunkId, _Wait] = {}
+        """Abandoned chunks that could not be sealed yet."""
         self._unsealed: deque[Unsealed] = deque(maxlen=UNSEALED_MAX)
 
     def add_unsealed(self, fragment: Unsealed) -> None:
@@ -61,7 +73,8 @@ class SealJob:
         late = [self._unsealed.popleft() for _ in range(min(BATCH, len(self._unsealed)))]
         async with trio.open_nursery() as nursery:
             for chunk_id in ids:
-                nursery.start_soon(self._seal_abandoned, chunk_id)
+                if self._is_due(chunk_id):
+                    nursery.start_soon(self._try_abandoned, chunk_id)
             for fragment in late:
                 nursery.start_soon(self._seal_late, fragment)
         return bool(self._after or self._unsealed)
@@ -79,24 +92,37 @@ class SealJob:
             # Readable as it is; the disk's next report brings it up again.
             log.info("chunk %d on disk %d: no seal: %s", fragment.chunk, fragment.disk, error)
 
-    async def _seal_abandoned(self, chunk_id: ChunkId) -> None:
-        """One chunk. Leaves it as it is where that is too early."""
+    def _is_due(self, chunk_id: ChunkId) -> bool:
+        wait = self._waits.get(chunk_id)
+        return wait is None or trio.current_time() >= wait.until
+
+    async def _try_abandoned(self, chunk_id: ChunkId) -> None:
+        if await self._seal_abandoned(chunk_id):
+            self._waits.pop(chunk_id, None)
+            return
+        last = self._waits.get(chunk_id)
+        pause_s = WAIT_FIRST_S if last is None else min(WAIT_MOST_S, 2 * last.pause_s)
+        self._waits[chunk_id] = _Wait(trio.current_time() + pause_s, pause_s)
+
+    async def _seal_abandoned(self, chunk_id: ChunkId) -> bool:
+        """Seal or doom one chunk. False: it is too early for that."""
         chunk = get_chunk(self._context.reader, chunk_id)
         if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner:
-            return
+            return True
         if chunk.live == 0:
             self._commit(chunk, chunk.length, ())
-            return
+            return True
         survey = _Survey(self._context, chunk)
         await survey.ask()
         if survey.waiting or len(survey.lengths) < chunk.k:
             log.debug("chunk %d waits to be sealed: %r", chunk_id, survey)
-            return
+            return False
         length = min(survey.lengths.values())
         await survey.seal(length)
         if survey.waiting or len(survey.lengths) < chunk.k:
-            return
+            return False
         self._commit(chunk, length, tuple(sorted(survey.lost)))
+        return True
 
     def _commit(self, chunk: Chunk, length: int, lost: tuple[int, ...]) -> None:
         context = self._context

@@ -126,6 +126,7 @@ def test_the_identity_file_has_the_bytes_of_the_format_page(tmp_path: Path) -> N
     identity = Identity(
         disk=FRESH.disk, server=FRESH.server, cluster=str(CLUSTER), disk_number=3, server_number=2
     )
+    (tmp_path / "fragments").mkdir()
     save(tmp_path, identity)
     golden = (
         "{\n"
@@ -139,7 +140,7 @@ def test_the_identity_file_has_the_bytes_of_the_format_page(tmp_path: Path) -> N
     )
     assert (tmp_path / "disk.json").read_text() == golden
     assert load(tmp_path) == identity
-    assert os.listdir(tmp_path) == ["disk.json"]
+    assert sorted(os.listdir(tmp_path)) == ["disk.json", "fragments"]
 
 
 async def test_two_processes_cannot_use_one_disk(tmp_path: Path) -> None:

@@ -101,10 +101,12 @@ async def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
         assert (await stat(peer)).next_block == 3
 
 
-async def test_a_whole_chunk_is_written_in_parallel_and_read_in_big_pieces(tmp_path: Path) -> None:
+async def test_a_whole_chunk_is_written_in_parallel_and_read_in_big_pieces(
+    real_disk_path: Path,
+) -> None:
     raw = Random(1).randbytes(4 * BLOCK_BYTES)
     blocks = 64
-    async with serving(tmp_path) as peer:
+    async with serving(real_disk_path) as peer:
         async with trio.open_nursery() as nursery:
             for first in range(0, blocks, 4):
                 records = [
@@ -128,8 +130,8 @@ async def test_a_whole_chunk_is_written_in_parallel_and_read_in_big_pieces(tmp_p
             SealFragment(DISK, 7, blocks * BLOCK_BYTES), FragmentStatus, timeout_s=10
         )
         assert status.sealed
-        assert status.stored == files(tmp_path)[0].stat().st_size
-        drop_from_page_cache(files(tmp_path)[0])
+        assert status.stored == files(real_disk_path)[0].stat().st_size
+        drop_from_page_cache(files(real_disk_path)[0])
         _, got = await read(peer, 0, READ_MAX_BYTES)
         assert b"".join(got) == raw * 16
 

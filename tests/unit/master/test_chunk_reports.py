@@ -8,6 +8,7 @@ from dfs.master import chunk_reports, chunks
 from dfs.master.chunk_reports import ASK_AGAIN_S, END, Plan, ReportBook, Stretch
 from dfs.master.commands import (
     AllocateChunks,
+    DropFragments,
     FragmentMark,
     MarkFragments,
     Placement,
@@ -77,7 +78,7 @@ def test_fragments_of_chunks_that_are_gone_or_doomed_are_dropped(txn: Transactio
     doomed = sealed(txn)
     for chunk in (gone, doomed):
         chunks.add_live(txn, chunk, -LENGTH)
-    chunks.drop_fragments(txn, chunks.DropFragments(0, DISK, (gone,)))
+    chunks.drop_fragments(txn, DropFragments(0, DISK, (gone,)))
     assert plan(txn, held(gone), held(doomed)).drop == (gone, doomed)
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -21,7 +22,9 @@ from dfs.wire.limits import Limits
 from dfs.wire.messages import (
     Append,
     Appended,
+    Cred,
     Empty,
+    FsStats,
     GetInode,
     InodeReply,
     Lookup,
@@ -73,6 +76,23 @@ async def test_both_sides_may_call(autojump_clock: trio.testing.MockClock):
         assert await connection.call(RenewSession(1), Empty, timeout_s=1) == Empty()
 
 
+async def test_a_handler_may_answer_with_a_body_that_is_encoded_already():
+    encoded = msgspec.msgpack.encode(InodeReply(inode(7)))
+
+    def at_once(peer: Peer, request: GetInode, payload: memoryview) -> bytes:
+        return encoded
+
+    async def later(peer: Peer, request: Lookup, payload: memoryview) -> bytes:
+        return encoded
+
+    async with served({GetInode: at_once, Lookup: later}) as rig:
+        connection = await rig.connect()
+        expected = InodeReply(inode(7))
+        assert await connection.call(GetInode(7), InodeReply, timeout_s=1) == expected
+        lookup = Lookup(Cred(0, 0), 1, b"x")
+        assert await connection.call(lookup, InodeReply, timeout_s=1) == expected
+
+
 async def test_the_wrong_reply_type_is_a_programming_error():
     async with served() as rig:
         connection = await rig.connect()
@@ -95,8 +115,6 @@ async def test_an_error_of_a_handler_arrives_with_all_it_says():
         with pytest.raises(FileSystemError, match="/a/b: No such file or directory") as caught:
             await connection.call(GetInode(7), InodeReply, timeout_s=1)
         assert (caught.value.errno, caught.value.retry) == (2, False)
-        from dfs.wire.messages import FsStats
-
         with pytest.raises(UnavailableError, match="disk 3 is down; wait for it") as caught2:
             await connection.call(StatFs(), FsStats, timeout_s=1)
         assert caught2.value.retry
@@ -124,10 +142,16 @@ async def test_a_surprise_in_a_handler_is_logged_there_and_shows_no_details_here
         assert "secret" in caplog.text
 
 
-async def test_an_error_out_of_a_handlers_nursery_is_unwrapped():
+@pytest.mark.parametrize("children", [1, 3])
+async def test_an_error_out_of_a_handlers_nursery_is_unwrapped(children: int):
+    async def child() -> None:
+        raise refuse(13, "x")
+
     async def fails(peer: Peer, request: GetInode, payload: memoryview) -> InodeReply:
-        async with trio.open_nursery():
-            raise refuse(13, "x")
+        async with trio.open_nursery() as nursery:
+            for _ in range(children):
+                nursery.start_soon(child)
+        raise AssertionError
 
     async with served({GetInode: fails}) as rig:
         connection = await rig.connect()
@@ -439,8 +463,6 @@ async def test_what_is_over_the_limit_is_refused_before_it_is_sent():
             await connection.call(
                 Append(1, 1, 0, 1, 0, 0, 1), Appended, payload=[bytes(1001)], timeout_s=1
             )
-        from dfs.wire.messages import Cred
-
         with pytest.raises(ValueError, match="over the limit"):
             await connection.call(Lookup(Cred(0, 0), 1, b"x" * 1001), InodeReply, timeout_s=1)
         await connection.call(GetInode(1), InodeReply, timeout_s=1)

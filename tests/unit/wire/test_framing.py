@@ -23,7 +23,7 @@ BODY_MAX = 300_000
 PAYLOAD_MAX = 100_000
 
 
-def reader(buffer_bytes: int = BUFFER_BYTES) -> FrameReader:
+def reader(buffer_bytes: int = 4096) -> FrameReader:
     return FrameReader(
         body_bytes_max=BODY_MAX, payload_bytes_max=PAYLOAD_MAX, buffer_bytes=buffer_bytes
     )
@@ -196,6 +196,16 @@ def test_the_announced_length_of_a_body_costs_nothing_until_it_arrives():
 def test_a_reader_returns_to_its_small_buffer_after_a_long_body():
     found = reader()
     assert feed(found, pack(3, 0, 1, b"x" * 200_000), [1, 100_000])
+    assert len(found.space()) < BUFFER_BYTES
+    feed(found, pack(3, 0, 1, b"x" * 200_000), [1, 100_000])
+    assert len(found.space()) <= BUFFER_BYTES
+
+
+def test_a_busy_reader_gets_a_larger_buffer():
+    found = reader()
+    assert len(found.space()) == 4096
+    for _ in range(3):
+        feed(found, pack(3, 0, 1, b"x" * 100) * 1000, [])
     assert len(found.space()) == BUFFER_BYTES
 
 

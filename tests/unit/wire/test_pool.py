@@ -69,6 +69,39 @@ async def test_a_wider_pool_takes_turns_among_its_connections():
         assert (dialer.dialled, len(peers)) == (3, 3)
 
 
+async def test_a_wider_pool_uses_what_is_open_while_the_rest_cannot_be_opened():
+    async with served() as rig:
+        dialer = Dialer(rig)
+        async with pool_of(dialer, width=2, backoff=Backoff(first_s=1000, most_s=1000)) as pool:
+            for _ in range(2):
+                await pool.call(ADDRESS, GetInode(1), InodeReply, timeout_s=1)
+            rig.network.unlisten(rig.network._listeners[ADDRESS])
+            assert rig.network.drop_one()
+            await trio.testing.wait_all_tasks_blocked()
+            outcomes = []
+            for _ in range(6):
+                try:
+                    await pool.call(ADDRESS, GetInode(1), InodeReply, timeout_s=1)
+                    outcomes.append("answered")
+                except UnavailableError:
+                    outcomes.append("refused")
+            assert outcomes.count("refused") == 1
+            assert dialer.dialled == 3
+
+
+async def test_a_server_may_call_back_over_the_pool():
+    async def handler(peer: Peer, request: RenewSession, payload: memoryview) -> Empty:
+        assert peer.connection is not None
+        await peer.connection.call(GetInode(3), InodeReply, timeout_s=1)
+        return Empty()
+
+    async with served({RenewSession: handler}) as rig:
+        async with Pool(
+            hello=Hello("client"), connector=Dialer(rig), handlers={GetInode: get_inode}
+        ) as pool:
+            assert await pool.call(ADDRESS, RenewSession(1), Empty, timeout_s=1) == Empty()
+
+
 async def test_a_connection_that_broke_is_opened_again():
     async with served() as rig:
         dialer = Dialer(rig)

@@ -173,13 +173,18 @@ async def test_a_bad_peer_is_logged_once_an_interval(caplog: pytest.LogCaptureFi
     assert "what came is HTTP" in lines[0].getMessage()
 
 
-@pytest.mark.allow_logs("dropped the connection from .* no hello within 5 s")
-async def test_a_silent_peer_is_dropped_after_a_while(autojump_clock: trio.testing.MockClock):
+async def test_a_silent_peer_is_dropped_after_a_while(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
     async with served() as rig:
         transport = await rig.network.connect(ADDRESS, "client")
         await transport.send([HELLO[:40]])
         assert await transport.receive_into(memoryview(bytearray(10))) == 0
         assert trio.current_time() == pytest.approx(5, abs=0.1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no hello within 5 s from client:40001"
+    ]
 
 
 @pytest.mark.allow_logs("dropped the connection from")
@@ -191,6 +196,15 @@ async def test_connections_are_bounded_and_further_ones_are_told_so():
         await first.aclose()
         await trio.testing.wait_all_tasks_blocked()
         await rig.connect()
+
+
+@pytest.mark.allow_logs("dropped the connection from")
+async def test_the_refusal_of_a_crowded_server_arrives_over_tcp_too():
+    async with tcp_server(limits=Limits(connections=1)) as address, tcp_client(address):
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                with pytest.raises(BusyError, match="its most"):
+                    await connect(address, nursery=nursery, hello=Hello("client"), timeout_s=5)
 
 
 # ---------------------------------------------------------------------- hellos

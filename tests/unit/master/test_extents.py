@@ -1,0 +1,453 @@
+"""What a file is made of: commits, holes, clones, truncation, and the purge behind them."""
+
+import errno
+
+import pytest
+
+from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState
+from dfs.core.errors import DfsError
+from dfs.core.ids import ROOT_INODE
+from dfs.core.inode import Extent, InodeFlag
+from dfs.master import commands, extents, file_data, queries, removal
+from dfs.master.keyspace import get_chunk
+from dfs.wire.messages import (
+    CloneRange,
+    Commit,
+    GetExtents,
+    Open,
+    PunchHole,
+    ReadDir,
+    Release,
+    SetAttr,
+    SetXattr,
+    Symlink,
+    Unlink,
+)
+from tests.unit.master.rig import ANN, BOB, ROOT, Rig
+
+E = errno
+TOP = ROOT_INODE
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+@pytest.fixture
+def file(rig: Rig) -> int:
+    return rig.create(b"f", 0o644)
+
+
+@pytest.fixture
+def chunk(rig: Rig) -> int:
+    return rig.chunk()
+
+
+# ------------------------------------------------------------------ commit
+
+
+def test_commit_publishes_bytes_and_counts_them(rig: Rig, file: int, chunk: int) -> None:
+    inode = rig.commit(file, (10, 5, chunk, 0), (100, 7, chunk, 5))
+    assert (inode.size, inode.allocated, inode.version) == (107, 12, 1)
+    assert inode.mtime_ns == inode.ctime_ns == rig.now
+    assert rig.extents(file) == [(10, 5, chunk, 0), (100, 7, chunk, 5)]
+    record = get_chunk(rig.store, chunk)
+    assert record is not None
+    assert (record.live, record.length) == (12, 12)
+    assert rig.state.counters.live == 12
+    rig.check()
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "expected"),
+    [
+        (0, 30, [(0, 30, 100)]),
+        (10, 10, [(0, 10, 0), (10, 10, 100), (20, 10, 20)]),
+        (5, 10, [(0, 5, 0), (5, 10, 100), (15, 15, 15)]),
+        (0, 10, [(0, 10, 100), (10, 20, 10)]),
+        (20, 10, [(0, 20, 0), (20, 10, 100)]),
+        (25, 10, [(0, 25, 0), (25, 10, 100)]),
+        (30, 10, [(0, 30, 0), (30, 10, 100)]),
+        (40, 10, [(0, 30, 0), (40, 10, 100)]),
+    ],
+)
+def test_commit_replaces_what_it_covers_and_splits_the_rest(
+    rig: Rig, file: int, chunk: int, start: int, length: int, expected: list[tuple[int, int, int]]
+) -> None:
+    rig.commit(file, (0, 30, chunk, 0))
+    rig.commit(file, (start, length, chunk, 100))
+    assert rig.extents(file) == [(offset, size, chunk, place) for offset, size, place in expected]
+    rig.check()
+
+
+def test_commit_merges_what_continues_on_both_sides(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 10, chunk, 0))
+    rig.commit(file, (20, 10, chunk, 20))
+    assert len(rig.extents(file)) == 2
+    rig.commit(file, (10, 10, chunk, 10))
+    assert rig.extents(file) == [(0, 30, chunk, 0)]
+    rig.commit(file, (30, 10, chunk, 50))
+    rig.commit(file, (40, 10, rig.chunk(), 60))
+    assert len(rig.extents(file)) == 3
+    rig.check()
+
+
+def test_commit_of_the_same_mapping_again_changes_no_byte(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 30, chunk, 0))
+    rig.seal(chunk, 30)
+    assert rig.commit(file, (0, 30, chunk, 0)).allocated == 30
+    assert rig.commit(file, (10, 5, chunk, 10)).allocated == 30
+    assert rig.extents(file) == [(0, 30, chunk, 0)]
+    assert rig.live(chunk) == 30
+    rig.check()
+
+
+def test_later_extents_of_one_commit_win(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 10, chunk, 0), (5, 10, chunk, 10))
+    assert rig.extents(file) == [(0, 5, chunk, 0), (5, 10, chunk, 10)]
+    assert rig.live(chunk) == 15
+    rig.check()
+
+
+def test_append_is_placed_by_the_master(rig: Rig, file: int, chunk: int) -> None:
+    rig.made(SetAttr(file, size=100))
+    inode = rig.made(Commit(file, (Extent(0, 5, chunk, 0),), append=True))
+    assert inode.size == 105
+    inode = rig.made(Commit(file, (Extent(0, 5, chunk, 5),), size=20, append=True))
+    assert inode.size == 125
+    assert rig.extents(file) == [(100, 10, chunk, 0)]
+    rig.check()
+
+
+def test_commit_can_extend_by_a_hole_and_set_the_time(rig: Rig, file: int, chunk: int) -> None:
+    inode = rig.made(Commit(file, (), size=50, mtime_ns=-3))
+    assert (inode.size, inode.mtime_ns, inode.ctime_ns) == (50, -3, rig.now)
+    before = rig.inode(file)
+    assert rig.made(Commit(file, (), size=10)) == before, "never shorter, and nothing to do"
+    assert rig.made(Commit(file, (Extent(0, 5, chunk, 0),), size=10)).size == 50
+
+
+def test_commit_to_an_unlinked_file_that_is_open(rig: Rig, file: int, chunk: int) -> None:
+    rig.made(Open(file, 6))
+    rig.do(Unlink(TOP, b"f"))
+    rig.commit(file, (0, 5, chunk, 0))
+    rig.check()
+    rig.do(Release(file))
+    assert rig.live(chunk) == 0
+    rig.refuses(E.ENOENT, Commit(file, ()))
+    rig.check()
+
+
+def test_commit_refusals(rig: Rig, file: int, chunk: int) -> None:
+    def refuses(number: int, *extent: int) -> None:
+        rig.refuses(number, Commit(file, (Extent(*extent),)))
+
+    refuses(E.EINVAL, -1, 5, chunk, 0)
+    refuses(E.EINVAL, 0, 0, chunk, 0)
+    refuses(E.EINVAL, 0, -5, chunk, 0)
+    refuses(E.EINVAL, 0, 5, chunk, -1)
+    refuses(E.EINVAL, 0, 5, chunk, CHUNK_MAX_BYTES - 4)
+    refuses(E.EFBIG, (1 << 62) - 4, 5, chunk, 0)
+    refuses(E.ESTALE, 0, 5, 99, 0)
+    refuses(E.ESTALE, 0, 5, -7, 0)
+    refuses(E.ESTALE, 0, 5, rig.chunk(rig.open_session()), 0)
+    rig.refuses(E.EACCES, Commit(file, ()), ANN)
+    rig.refuses(E.EISDIR, Commit(TOP, ()))
+    rig.refuses(E.EINVAL, Commit(rig.made(Symlink(TOP, b"l", b"t")).ino, ()))
+    rig.refuses(E.EFBIG, Commit(file, (), size=(1 << 62) + 1))
+    rig.refuses(E.EINVAL, Commit(file, (), size=-1))
+    rig.commit(file, (0, 5, chunk, CHUNK_MAX_BYTES - 5))
+    rig.check()
+
+
+def test_commit_to_a_sealed_chunk_stays_within_it(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 5, chunk, 0))
+    rig.seal(chunk, 10)
+    rig.commit(file, (5, 5, chunk, 5))
+    rig.refuses(E.ESTALE, Commit(file, (Extent(10, 5, chunk, 6),)))
+    rig.do(Unlink(TOP, b"f"))
+    record = get_chunk(rig.store, chunk)
+    assert record is not None
+    assert record.state is ChunkState.DOOMED
+    rig.refuses(E.ESTALE, Commit(rig.create(b"g"), (Extent(0, 5, chunk, 0),)))
+    rig.check()
+
+
+# ------------------------------------------------------------------ truncate and punch
+
+
+def test_truncate_cuts_an_extent_and_what_grows_back_is_a_hole(
+    rig: Rig, file: int, chunk: int
+) -> None:
+    rig.commit(file, (0, 10, chunk, 0), (20, 10, chunk, 20))
+    inode = rig.made(SetAttr(file, size=5))
+    assert (inode.size, inode.allocated, inode.version) == (5, 5, 2)
+    assert rig.made(SetAttr(file, size=40)).allocated == 5
+    assert rig.extents(file) == [(0, 5, chunk, 0)]
+    rig.check()
+
+
+def test_punch_hole_keeps_the_size(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 30, chunk, 0))
+    inode = rig.made(PunchHole(file, 10, 10))
+    assert (inode.size, inode.allocated) == (30, 20)
+    assert rig.extents(file) == [(0, 10, chunk, 0), (20, 10, chunk, 20)]
+    assert rig.made(PunchHole(file, 25, 1000)).size == 30
+    rig.refuses(E.EINVAL, PunchHole(file, -1, 5))
+    rig.refuses(E.EINVAL, PunchHole(file, 0, 0))
+    rig.refuses(E.EFBIG, PunchHole(file, 1 << 62, 1))
+    rig.refuses(E.EACCES, PunchHole(file, 0, 5), BOB)
+    rig.refuses(E.EISDIR, PunchHole(TOP, 0, 5))
+    rig.check()
+
+
+# ------------------------------------------------------------------ clone
+
+
+def test_clone_shares_bytes(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 10, chunk, 0), (20, 10, chunk, 20))
+    target = rig.create(b"g")
+    rig.commit(target, (0, 60, rig.chunk(), 0))
+    inode = rig.made(CloneRange(file, 5, target, 7, 20))
+    assert (inode.ino, inode.size, inode.allocated) == (target, 60, 50)
+    assert [e for e in rig.extents(target) if e[2] == chunk] == [
+        (7, 5, chunk, 5),
+        (22, 5, chunk, 20),
+    ]
+    assert rig.live(chunk) == 30
+    rig.do(Unlink(TOP, b"f"))
+    assert rig.live(chunk) == 10
+    rig.check()
+
+
+def test_clone_of_all_and_within_one_file(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 10, chunk, 0))
+    assert rig.made(CloneRange(file, 0, file, 10, 0)).size == 20
+    assert rig.extents(file) == [(0, 10, chunk, 0), (10, 10, chunk, 0)]
+    assert rig.made(CloneRange(file, 20, file, 50, 0)).size == 20, "nothing to clone"
+    rig.check()
+
+
+def test_clone_refusals(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 30, chunk, 0))
+    other = rig.create(b"g", 0o600, ANN, rig.mkdir(b"home"))
+    for args in ((0, 29, 0), (0, 5, 10), (5, 0, 10), (0, 0, 5)):
+        offset, new_offset, length = args
+        rig.refuses(E.EINVAL, CloneRange(file, offset, file, new_offset, length))
+    rig.refuses(E.EINVAL, CloneRange(file, 31, other, 0, 0))
+    rig.refuses(E.EINVAL, CloneRange(file, 20, other, 0, 11))
+    rig.refuses(E.EINVAL, CloneRange(file, -1, other, 0, 5))
+    rig.refuses(E.EFBIG, CloneRange(file, 0, other, 1 << 62, 5))
+    rig.refuses(E.EACCES, CloneRange(file, 0, other, 0, 5), BOB)
+    rig.refuses(E.EACCES, CloneRange(other, 0, file, 0, 5), BOB)
+    rig.refuses(E.EISDIR, CloneRange(TOP, 0, other, 0, 5))
+    rig.refuses(E.ENOENT, CloneRange(file, 0, 99, 0, 5))
+    rig.check()
+
+
+def test_a_clone_of_too_many_extents_asks_for_smaller_ranges(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, file: int, chunk: int
+) -> None:
+    monkeypatch.setattr(file_data, "CLONE_EXTENTS_MAX", 3)
+    other = rig.create(b"g")
+    scattered(rig, file, chunk, 4)
+    rig.refuses(E.EFBIG, CloneRange(file, 0, other, 0, 0))
+    rig.made(CloneRange(file, 0, other, 0, 30))
+    rig.made(CloneRange(other, 0, file, 0, 20))
+    rig.made(SetAttr(other, size=40))
+    rig.refuses(E.EFBIG, CloneRange(other, 0, file, 0, 40))
+    rig.check()
+
+
+# ------------------------------------------------------------------ much to free
+
+
+def scattered(rig: Rig, ino: int, chunk: int, count: int) -> None:
+    """`count` extents of 5 bytes, 10 bytes apart, that cannot be merged."""
+    rig.commit(ino, *[(10 * n, 5, chunk, 10 * n) for n in range(count)])
+    assert len(rig.extents(ino)) == count
+
+
+@pytest.fixture
+def big(rig: Rig, file: int, chunk: int) -> int:
+    """A file of more extents than are freed inline."""
+    scattered(rig, file, chunk, removal.INLINE_ROWS + 50)
+    return file
+
+
+def test_removing_a_big_file_costs_few_steps_and_the_purge_does_the_rest(
+    rig: Rig, big: int, chunk: int
+) -> None:
+    total = rig.live(chunk)
+    before = rig.rows()
+    rig.do(Unlink(TOP, b"f"))
+    after = rig.rows()
+    assert sum(after.get(key) != value for key, value in before.items()) < 10
+    assert not rig.exists(big)
+    assert rig.live(chunk) == total
+    rig.check()
+    assert rig.purge(10) > 10
+    assert rig.live(chunk) == 0
+    assert not list(rig.store.scan(b"q", b"r"))
+    rig.check()
+
+
+def test_a_purge_step_frees_no_more_than_it_may(rig: Rig, big: int, chunk: int) -> None:
+    rig.do(Unlink(TOP, b"f"))
+    live = rig.live(chunk)
+    while True:
+        result = rig.state.apply(commands.PurgeStep(rig.tick(), 7))
+        assert result.freed <= 7
+        assert live - rig.live(chunk) <= 7 * 5
+        live = rig.live(chunk)
+        rig.check()
+        if not result.more:
+            break
+    assert live == 0
+
+
+def test_a_big_truncation_hides_the_bytes_at_once(rig: Rig, big: int, chunk: int) -> None:
+    size = rig.inode(big).size
+    inode = rig.made(SetAttr(big, size=23))
+    assert inode.flags & InodeFlag.TRIMMED
+    assert rig.extents(big) == [(0, 5, chunk, 0), (10, 5, chunk, 10), (20, 3, chunk, 20)]
+    rig.made(SetAttr(big, size=size))
+    assert len(rig.extents(big)) == 3
+    rig.check()
+    rig.purge(10)
+    inode = rig.inode(big)
+    assert (inode.flags, inode.allocated, inode.size) == (0, 13, size)
+    assert len(rig.extents(big)) == 3
+    rig.check()
+
+
+def test_bytes_written_into_a_trim_are_seen_and_outlive_the_purge(
+    rig: Rig, big: int, chunk: int
+) -> None:
+    rig.made(SetAttr(big, size=0))
+    # Over the middle of dead extents, and next to dead ones that it would continue.
+    rig.commit(big, (502, 2, chunk, 502), (505, 5, chunk, 505), (1000, 10, chunk, 5000))
+    expected = [(502, 2, chunk, 502), (505, 5, chunk, 505), (1000, 10, chunk, 5000)]
+    assert rig.extents(big) == expected
+    rig.check()
+    rig.purge(9)
+    assert rig.extents(big) == expected
+    assert rig.inode(big).allocated == 17
+    rig.check()
+
+
+def test_a_big_hole_and_a_truncation_after_it_become_one(rig: Rig, big: int, chunk: int) -> None:
+    size = rig.inode(big).size
+    rig.made(PunchHole(big, 12, size - 50))
+    rig.check()
+    rig.made(SetAttr(big, size=3))
+    assert rig.extents(big) == [(0, 3, chunk, 0)]
+    rig.check()
+    rig.do(Unlink(TOP, b"f"))
+    rig.check()
+    rig.purge(10)
+    assert rig.live(chunk) == 0
+    assert not list(rig.store.scan(b"t", b"u"))
+    rig.check()
+
+
+def test_a_trim_that_outlives_all_extents_hides_nothing_new(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, file: int, chunk: int
+) -> None:
+    """Freed to the last byte, while an empty trim still waits for the purge."""
+    monkeypatch.setattr(removal, "INLINE_ROWS", 0)
+    scattered(rig, file, chunk, 2)
+    rig.made(PunchHole(file, 0, 5))
+    rig.made(PunchHole(file, 10, 1000))
+    rig.state.apply(commands.PurgeStep(rig.tick(), 1))
+    rig.state.apply(commands.PurgeStep(rig.tick(), 1))
+    rig.made(PunchHole(file, 0, 1))
+    rig.commit(file, (12, 5, chunk, 700))
+    assert rig.extents(file) == [(12, 5, chunk, 700)]
+    rig.check()
+    rig.purge()
+    assert rig.extents(file) == [(12, 5, chunk, 700)]
+    rig.check()
+
+
+def test_one_command_frees_a_bounded_number_of_rows(rig: Rig, chunk: int) -> None:
+    home = rig.mkdir(b"home")
+    for number in range(40):
+        ino = rig.create(b"%d" % number, parent=home)
+        rig.commit(ino, *[(10 * n, 5, chunk, 10 * n) for n in range(removal.INLINE_ROWS)])
+    rig.apply(*[Unlink(home, b"%d" % number) for number in range(40)])
+    assert len(list(rig.store.scan(b"q", b"r"))) == 8
+    rig.check()
+    rig.purge()
+    assert rig.live(chunk) == 0
+    rig.check()
+
+
+def test_clones_of_trimmed_files_take_what_is_seen(rig: Rig, big: int, chunk: int) -> None:
+    rig.made(SetAttr(big, size=23))
+    rig.made(SetAttr(big, size=100))
+    other = rig.create(b"g")
+    rig.made(CloneRange(big, 0, other, 0, 0))
+    assert [e[:2] for e in rig.extents(other)] == [(0, 5), (10, 5), (20, 3)]
+    rig.made(CloneRange(other, 0, big, 50, 20))
+    assert [e[0] for e in rig.extents(big)] == [0, 10, 20, 50, 60]
+    rig.check()
+    rig.purge()
+    assert [e[0] for e in rig.extents(big)] == [0, 10, 20, 50, 60]
+    rig.check()
+
+
+def test_attributes_of_a_removed_file_go(rig: Rig, file: int) -> None:
+    rig.made(SetXattr(file, b"user.a", b"1"))
+    rig.do(Unlink(TOP, b"f"))
+    assert not list(rig.store.scan(b"a", b"b"))
+    rig.check()
+
+
+# ------------------------------------------------------------------ reading
+
+
+def test_get_extents_pages_through_what_overlaps(rig: Rig, file: int, chunk: int) -> None:
+    scattered(rig, file, chunk, 6)
+
+    def ask(offset: int, length: int, limit: int = 100) -> tuple[list[int], bool]:
+        page = queries.get_extents(rig.store, GetExtents(file, offset, length, limit))
+        return [extent.file_offset for extent in page.extents], page.more
+
+    assert ask(0, 1 << 62) == ([0, 10, 20, 30, 40, 50], False)
+    assert ask(4, 7) == ([0, 10], False)
+    assert ask(5, 5) == ([], False)
+    assert ask(12, 1) == ([10], False)
+    assert ask(0, 100, 2) == ([0, 10], True)
+    assert ask(40, 100, 2) == ([40, 50], False)
+    assert ask(0, 0) == ([], False)
+    for bad in (GetExtents(file, -1), GetExtents(file, 0, -1), GetExtents(file, limit=0)):
+        with pytest.raises(DfsError) as caught:
+            queries.get_extents(rig.store, bad)
+        assert caught.value.errno == E.EINVAL
+    with pytest.raises(DfsError, match="Is a directory"):
+        queries.get_extents(rig.store, GetExtents(TOP))
+
+
+def test_read_dir_brings_the_extents_of_small_files(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (0, 5, chunk, 0))
+    many, few, late = rig.create(b"many"), rig.create(b"few"), rig.create(b"late")
+    scattered(rig, many, chunk, 5)
+    scattered(rig, few, chunk, 4)
+    rig.commit(late, (3, 5, chunk, 100))
+    rig.mkdir(b"d")
+    rig.create(b"none")
+    page = queries.read_dir(rig.store, ReadDir(ROOT, TOP, with_extents=True))
+    counts = {name: None if few is None else len(few) for name, _, few in page.entries}
+    assert counts == {b"d": None, b"f": 1, b"few": 4, b"late": 1, b"many": None, b"none": 0}
+    assert page.chunks == {chunk}
+
+
+def test_extents_reach_to_the_end_of_the_greatest_file(rig: Rig, file: int, chunk: int) -> None:
+    rig.commit(file, (extents.ALL - 5, 5, chunk, 0))
+    assert rig.inode(file).size == 1 << 62
+    assert len(rig.extents(file)) == 1
+    rig.made(SetAttr(file, size=0))
+    assert rig.live(chunk) == 0
+    rig.check()
