@@ -64,13 +64,17 @@ def free_port() -> int:
 
 
 def wait_until(
-    predicate: Callable[[], object], timeout_s: float = 20.0, *, what: str = "condition"
+    predicate: Callable[[], object],
+    timeout_s: float = 20.0,
+    *,
+    what: str = "condition",
+    explain: Callable[[], str] = str,
 ) -> None:
     """Poll until `predicate()` is true. Raises AssertionError after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not predicate():
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {timeout_s:g} s")
+            raise AssertionError(f"{what}: not within {timeout_s:g} s {explain()}")
         time.sleep(0.05)
 
 
@@ -205,7 +209,8 @@ class Cluster:
                     _ = process.pid  # raises with its log where it died
             return self.servers_up() >= expected
 
-        wait_until(ready, timeout_s, what=f"{expected} chunk servers up\n{self.master.log_tail()}")
+        what = f"{expected} chunk servers up"
+        wait_until(ready, timeout_s, what=what, explain=self.master.log_tail)
 
     def servers_up(self) -> int:
         """How many chunk servers the master counts as up; 0 while it does not answer."""

@@ -23,3 +23,5 @@ class ChunkServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     reserve: Reserve = Reserve()
     token: bytes = b""
     """The cluster's shared secret."""
+    http: str = ""
+    """`HOST:PORT` of the monitoring port; "": none."""

@@ -19,6 +19,7 @@ import trio
 from dfs.chunkserver.config import ChunkServerConfig
 from dfs.chunkserver.disk import Cache, Disk
 from dfs.chunkserver.identity import Identity
+from dfs.chunkserver.metrics import ChunkServerMetrics
 from dfs.chunkserver.report import Reporter
 from dfs.chunkserver.room import Room
 from dfs.chunkserver.service import ChunkService
@@ -112,6 +113,8 @@ async def _run(
                 cluster = await nursery.start(reporter.run)
                 hello = Hello("chunkserver", cluster=cluster, token=config.token)
                 await nursery.start(_serve, listeners, service, hello)
+                if config.http:
+                    await _monitor(config.http, service, nursery)
                 _log.info("serving %d disks at %s", len(disks), address)
                 task_status.started(address)
 
@@ -124,6 +127,14 @@ async def _serve(
     task_status: trio.TaskStatus[None],
 ) -> None:
     await serve(listeners, service.handlers, hello=hello, task_status=task_status)
+
+
+async def _monitor(listen: str, service: ChunkService, nursery: trio.Nursery) -> None:
+    from dfs.wire.http import serve_http  # noqa: PLC0415  # slow to load, and seldom needed
+
+    metrics = ChunkServerMetrics(service)
+    bound = await nursery.start(serve_http, listen, metrics.metrics, metrics.problems)
+    _log.info("monitoring at http://%s/metrics and /health", bound)
 
 
 async def _stop_on_signal(scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:

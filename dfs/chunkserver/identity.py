@@ -24,7 +24,9 @@ LOCK_FILE: Final = "lock"
 FRAGMENTS: Final = "fragments"
 
 _FORMAT: Final = 1
-_MAY_BE_THERE: Final = {"lost+found", LOCK_FILE, FRAGMENTS, f"{IDENTITY_FILE}.new"}
+_MAY_BE_THERE: Final = {
+    "lost+found", LOCK_FILE, FRAGMENTS, IDENTITY_FILE, f"{IDENTITY_FILE}.new"
+}  # fmt: skip
 """In a directory without an identity: of the file system, or of a first start that was cut off."""
 
 
@@ -51,10 +53,9 @@ def prepare(directory: Path, *, disk: str, server: str) -> Identity:
         OSError: the disk does not answer as a disk should.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        return _read(directory / IDENTITY_FILE)
-    except FileNotFoundError:
-        pass
+    file = directory / IDENTITY_FILE
+    if file.exists() and file.stat().st_size:
+        return _read(file)
     strangers = sorted(set(os.listdir(directory)) - _MAY_BE_THERE)
     if strangers:
         raise ConfigError(

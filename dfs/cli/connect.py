@@ -162,5 +162,8 @@ async def _first_contact(client: "Client") -> None:
                     hint=error.hint or "check the address, and that the master runs",
                 ) from error
             await trio.sleep(0.2)
+        except DfsError:
+            # Somebody answers; what is wrong with the answer, the command finds out itself.
+            return
         else:
             return

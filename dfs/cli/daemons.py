@@ -27,6 +27,7 @@ class MasterSettings(msgspec.Struct, kw_only=True):
     down_after: Duration = 60.0
     lease: Duration = 90.0
     cache: Size = 128 * 1024 * 1024
+    http: str = ""
 
 
 class ChunkServerSettings(msgspec.Struct, kw_only=True):
@@ -37,6 +38,7 @@ class ChunkServerSettings(msgspec.Struct, kw_only=True):
     rack: str = ""
     zone: str = ""
     capacity: Size | None = None
+    http: str = ""
 
 
 ConfigFile = Annotated[
@@ -52,6 +54,14 @@ ConfigFile = Annotated[
 Listen = Annotated[
     str | None,
     typer.Option(metavar="[HOST]:PORT", help="Where to listen; without HOST on all interfaces."),
+]
+
+Http = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Also serve /metrics (Prometheus) and /health over HTTP here; off by default.",
+    ),
 ]
 
 
@@ -96,6 +106,7 @@ def master(
         str | None,
         typer.Option(metavar="SIZE", help="Memory for metadata that was read lately; 128M."),
     ] = None,
+    http: Http = None,
     config: ConfigFile = None,
 ) -> int:
     """Run the metadata master until SIGTERM or SIGINT. Listens on port 9420 by default."""
@@ -107,6 +118,7 @@ def master(
             "down_after": down_after,
             "lease": lease,
             "cache": cache,
+            "http": http,
         },
         file=config,
     )
@@ -124,6 +136,7 @@ def master(
             lease_s=settings.lease,
             down_after_s=settings.down_after,
             cache_bytes=settings.cache,
+            http=settings.http,
         ),
     )
     return DONE
@@ -159,6 +172,7 @@ def chunkserver(
             metavar="SIZE", help="Fill at most so much of each disk, such as 500G; all by default."
         ),
     ] = None,
+    http: Http = None,
     config: ConfigFile = None,
 ) -> int:
     """Run a chunk server until SIGTERM or SIGINT. Listens on port 9421 by default."""
@@ -172,6 +186,7 @@ def chunkserver(
             "rack": rack,
             "zone": zone,
             "capacity": capacity,
+            "http": http,
         },
         file=config,
     )
@@ -195,6 +210,7 @@ def chunkserver(
             rack=settings.rack,
             zone=settings.zone,
             capacity_bytes=settings.capacity,
+            http=settings.http,
         ),
     )
     return DONE

@@ -11,6 +11,7 @@ from dfs.client.extent_map import ExtentMap
 from dfs.client.fetcher import Slab, StaleExtentError
 from dfs.client.interval_map import Span
 from dfs.client.open_file import READ_STEP_BYTES
+from dfs.client.progress import Share
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId
@@ -49,19 +50,19 @@ class BigFiles:
             await self._idle.park()
 
     async def _run(self, wanted: "Wanted", in_place: bool) -> None:
-        before = self._job.progress.bytes_done
+        share = Share(self._job.progress, self._job.tell)
         try:
             if in_place:
-                await self._into(wanted)
+                await self._into(wanted, share)
             else:
-                await self._anew(wanted)
+                await self._anew(wanted, share)
             self._job.done(wanted)
-            self._job.tell()
+            share.complete(wanted.inode.size)
         except DfsError as error:
-            self._job.progress.bytes_done = before
+            share.undo()
             self._job.fail(wanted.remote, error)
         except OSError as error:
-            self._job.progress.bytes_done = before
+            share.undo()
             self._job.fail(wanted.path, error)
         except Exception as error:
             self.failure = self.failure or error
@@ -71,7 +72,7 @@ class BigFiles:
             self._limit.release()
             self._idle.unpark_all()
 
-    async def _anew(self, wanted: "Wanted") -> None:
+    async def _anew(self, wanted: "Wanted", share: Share) -> None:
         """Write a new file, under its name when it is complete."""
         run = self._job.client.workers.run
         inode = wanted.inode
@@ -80,7 +81,7 @@ class BigFiles:
         try:
             try:
                 await run(os.ftruncate, fd, inode.size)
-                await self._scatter(wanted, fd)
+                await self._scatter(wanted, fd, share)
                 await run(local_files.finish, fd, inode.mode, inode.atime_ns, inode.mtime_ns)
             finally:
                 os.close(fd)
@@ -89,7 +90,7 @@ class BigFiles:
             local_files.remove(temporary)
             raise
 
-    async def _scatter(self, wanted: "Wanted", fd: int) -> None:
+    async def _scatter(self, wanted: "Wanted", fd: int, share: Share) -> None:
         """Fetch all steps, a few at a time, and write each where it belongs."""
         failure: Exception | None = None
         limit = trio.Semaphore(_FETCHES_AT_ONCE)
@@ -99,7 +100,7 @@ class BigFiles:
             try:
                 slabs = await self._fetch(wanted, extents, step)
                 await self._job.client.workers.run(_write_step, fd, slabs)
-                self._job.moved(step.end - step.start)
+                share.moved(step.end - step.start)
             except Exception as error:
                 failure = failure or error
                 nursery.cancel_scope.cancel()
@@ -118,16 +119,16 @@ class BigFiles:
         if failure is not None:
             raise failure
 
-    async def _into(self, wanted: "Wanted") -> None:
+    async def _into(self, wanted: "Wanted", share: Share) -> None:
         """Write to what is there, in order."""
         run = self._job.client.workers.run
         fd = await run(os.open, wanted.path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            await self._in_order(wanted, fd)
+            await self._in_order(wanted, fd, share)
         finally:
             os.close(fd)
 
-    async def _in_order(self, wanted: "Wanted", fd: int) -> None:
+    async def _in_order(self, wanted: "Wanted", fd: int, share: Share) -> None:
         """Fetch ahead, write one step after the other; holes as zeros."""
         failure: Exception | None = None
         size = wanted.inode.size
@@ -162,11 +163,10 @@ class BigFiles:
                     if step.error is not None:
                         raise step.error
                     await run(_write_in_order, fd, at, step.slabs)
-                    self._job.moved(step.span.end - at)
+                    share.moved(step.span.end - at)
                     at = step.span.end
                 if failure is None and at < size:
                     await run(_write_zeros, fd, size - at)
-                    self._job.moved(size - at)
             except Exception as error:
                 failure = failure or error
                 nursery.cancel_scope.cancel()

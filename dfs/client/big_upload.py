@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
@@ -11,6 +10,7 @@ import trio
 from dfs.client import local_files
 from dfs.client.local_files import LocalEntry
 from dfs.client.open_file import OpenFile
+from dfs.client.progress import Share
 from dfs.core.errors import DfsError, FileSystemError, SessionError
 from dfs.core.inode import Inode
 from dfs.wire.messages import Access, Link, SetAttr, Unnamed
@@ -32,12 +32,11 @@ log = logging.getLogger(__name__)
 class BigFiles:
     """Takes entries one by one; files run in the upload's nursery, a few at a time."""
 
-    def __init__(self, job: "Upload", nursery: trio.Nursery, *, follow: bool) -> None:
+    def __init__(self, job: "Upload", nursery: trio.Nursery) -> None:
         self.failure: Exception | None = None
         """What ended the upload."""
         self._job = job
         self._nursery = nursery
-        self._follow = follow
         self._limit = trio.Semaphore(_FILES_AT_ONCE)
         self._running = 0
         self._idle = trio.lowlevel.ParkingLot()
@@ -76,11 +75,12 @@ class BigFiles:
     async def _upload(self, entry: LocalEntry, parent: Inode) -> None:
         job = self._job
         for attempt in range(1, _TRIES + 1):
-            before = job.progress.bytes_done
+            share = Share(job.progress, job.tell)
             session = job.client.meta.session.current_id
             try:
-                inode = await self._try(entry, parent)
-            except DfsError as error:
+                inode = await self._try(entry, parent, share)
+            except BaseException as error:
+                share.undo()
                 # An inode without a name dies with the session: start over.
                 replaced = session not in (job.client.meta.session.current_id, 0)
                 lost = isinstance(error, SessionError) or (
@@ -89,21 +89,21 @@ class BigFiles:
                 if not lost or attempt == _TRIES or job.client.meta.session.closed:
                     raise
                 log.info("%r is uploaded again: %s", entry.path, error)
-                job.progress.bytes_done = before
             else:
                 job.done(entry, inode)
-                job.tell()
+                assert entry.status is not None
+                share.complete(entry.status.st_size)
                 return
 
-    async def _try(self, entry: LocalEntry, parent: Inode) -> Inode:
+    async def _try(self, entry: LocalEntry, parent: Inode, share: Share) -> Inode:
         job = self._job
         assert entry.status is not None
         run = job.client.workers.run
-        fd = await run(partial(local_files.open_to_read, entry, follow=self._follow))
+        fd = await run(local_files.open_to_read, entry)
         try:
             file = await _unnamed(job, parent, entry.status.st_mode & 0o7777)
             try:
-                await self._copy(fd, file, entry.status)
+                await self._copy(fd, file, entry.status, share)
                 local_files.check_unchanged(fd, entry.status)
                 await file.flush()
                 times = SetAttr(
@@ -118,7 +118,7 @@ class BigFiles:
         finally:
             os.close(fd)
 
-    async def _copy(self, fd: int, file: OpenFile, status: os.stat_result) -> None:
+    async def _copy(self, fd: int, file: OpenFile, status: os.stat_result, share: Share) -> None:
         """All data of a local file; reading is a little ahead of writing."""
         send, receive = trio.open_memory_channel[tuple[int, bytes]](_READ_AHEAD)
         run = self._job.client.workers.run
@@ -144,7 +144,7 @@ class BigFiles:
             try:
                 async for offset, data in receive:
                     await file.write(offset, data[: status.st_size - offset])
-                    self._job.moved(len(data))
+                    share.moved(len(data))
             except DfsError as error:
                 failure = error
                 nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ async with dfs.client.connect("127.0.0.1:9420") as client:
 """
 
 import errno
+import math
 import os
 import random
 import socket
@@ -287,14 +288,17 @@ async def connect(
     if not addresses:
         raise ConfigError("no master address given", hint="write HOST:PORT")
     rng = rng or random.Random()
+
+    def make_pool() -> Pool:
+        return Pool(
+            hello=Hello("client", token=token),
+            connector=connector,
+            random=rng,
+            backoff=Backoff(first_s=0.05, most_s=1.0),
+        )
+
     failure: Exception | None = None
-    pool = Pool(
-        hello=Hello("client", token=token),
-        connector=connector,
-        random=rng,
-        backoff=Backoff(first_s=0.05, most_s=1.0),
-    )
-    async with pool, trio.open_nursery() as nursery:
+    async with make_pool() as pool, trio.open_nursery() as nursery:
         link = MasterLink(pool, addresses, patience, rng)
         session = Session(link, name or _default_name(), rng)
         meta = Meta(link, session, cred or _own_cred(), nursery)
@@ -317,9 +321,15 @@ async def connect(
             # Kept out of the nursery, which would wrap it in a group.
             failure = error
         finally:
+            cancelled = trio.current_effective_deadline() == -math.inf
             with trio.CancelScope(shield=True) as scope:
                 scope.deadline = trio.current_time() + _CLOSE_CANCELLED_S
-                await session.close()
+                if cancelled:
+                    # The pool's connections are gone too.
+                    async with make_pool() as link.pool:
+                        await session.close()
+                else:
+                    await session.close()
             nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

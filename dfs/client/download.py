@@ -298,7 +298,7 @@ async def _source(tree: _Tree, path: bytes, target: bytes, *, into: bool, recurs
             job.fail(path, "is a directory; -r downloads it with all that is in it")
             return
         if contents_only:
-            tree.pending.append(_Directory(target, path, inode))
+            tree.pending.append(_Directory(target, path.rstrip(b"/").removesuffix(b"/."), inode))
             return
         await tree.make_directories([_Directory(where.rstrip(b"/") or b"/", path, inode)])
         return

@@ -15,6 +15,8 @@ from typing import Final
 from dfs.core.buffers import Buffer
 
 _IOV_MAX: Final = 512
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""Without waiting, should a pipe have taken a file's place meanwhile."""
 _counter = itertools.count()
 
 
@@ -85,7 +87,7 @@ def _read_one(entry: LocalEntry) -> bytes | OSError:
     assert entry.status is not None
     size = entry.status.st_size
     try:
-        fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open(entry.path, _READ)
         try:
             data = os.read(fd, size + 1)
             while 0 < len(data) < size:
@@ -113,11 +115,10 @@ def check_unchanged(fd: int, before: os.stat_result) -> None:
         raise ChangedError
 
 
-def open_to_read(entry: LocalEntry, *, follow: bool) -> int:
+def open_to_read(entry: LocalEntry) -> int:
     """Raises OSError, ChangedError."""
     assert entry.status is not None
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    fd = os.open(entry.path, flags)
+    fd = os.open(entry.path, _READ)
     try:
         check_unchanged(fd, entry.status)
     except BaseException:

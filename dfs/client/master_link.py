@@ -30,7 +30,8 @@ class MasterLink:
         on_unavailable: OnUnavailable,
         rng: random.Random,
     ) -> None:
-        self._pool = pool
+        self.pool = pool
+        """What the requests go over."""
         self._addresses = addresses
         self._current = 0
         self._on_unavailable = on_unavailable
@@ -50,7 +51,7 @@ class MasterLink:
         """One attempt. Raises DfsError; UnavailableError when nobody answered."""
         current = self._current
         try:
-            return await self._pool.call(
+            return await self.pool.call(
                 self._addresses[current], request, reply_type, timeout_s=timeout_s
             )
         except DfsError as error:

@@ -23,6 +23,31 @@ ProgressCallback: TypeAlias = Callable[[Progress], None]
 """Called in the client's thread after every step; must be quick."""
 
 
+class Share:
+    """The bytes of one file within the whole: they can be taken back when it fails."""
+
+    def __init__(self, progress: Progress, tell: Callable[[], None]) -> None:
+        """`tell` is called after every change."""
+        self._progress = progress
+        self._tell = tell
+        self._moved = 0
+
+    def moved(self, count: int) -> None:
+        """So many bytes are done."""
+        self._moved += count
+        self._progress.bytes_done += count
+        self._tell()
+
+    def complete(self, size: int) -> None:
+        """All of the file is done, its holes too."""
+        self.moved(size - self._moved)
+
+    def undo(self) -> None:
+        """It failed, or starts over."""
+        self._progress.bytes_done -= self._moved
+        self._moved = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One path that could not be handled, and why, in one line."""

@@ -334,7 +334,7 @@ async def upload(
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         small = SmallFiles(job, nursery)
-        big = BigFiles(job, nursery, follow=not recursive)
+        big = BigFiles(job, nursery)
         tree = _Tree(job, small, big)
         try:
             for path in sources:

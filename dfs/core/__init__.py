@@ -5,6 +5,7 @@
 - `units`       sizes and durations as people write them
 - `config`      settings from flags, environment and one TOML file
 - `buffers`     the type of "bytes of any kind"
+- `metrics`     one measured value, as monitoring shows it
 - `workers`     where blocking calls run (an interface)
 - `inode`       inode and extent records
 - `chunk`       chunk, fragment and disk-location records

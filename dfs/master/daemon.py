@@ -37,6 +37,7 @@ from dfs.master.jobs.watch import WatchServers
 from dfs.master.journal import LocalJournal
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Timing
+from dfs.master.metrics import MasterMetrics
 from dfs.master.server_service import ServerService
 from dfs.master.service import ClientService
 from dfs.master.state import State
@@ -75,6 +76,8 @@ class MasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a chunk server may be silent before its fragments count as lost."""
     cache_bytes: int = 128 * 1024 * 1024
     """Memory for metadata that was read lately."""
+    http: str = ""
+    """`HOST:PORT` of the monitoring port; "": none."""
 
     @property
     def timing(self) -> Timing:
@@ -158,7 +161,7 @@ class Master:
             clock=clock,
             now_ns=now_ns,
         )
-        status = StatusService(
+        self.status = StatusService(
             cluster=self.cluster,
             reader=store,
             liveness=self.liveness,
@@ -166,7 +169,7 @@ class Master:
             health=health,
             clock=clock,
         )
-        self.handlers = {**clients.handlers(), **servers.handlers(), **status.handlers()}
+        self.handlers = {**clients.handlers(), **servers.handlers(), **self.status.handlers()}
         self.jobs: tuple[Job, ...] = (
             WatchServers(self.liveness, servers.note_broken),
             FlushLog(self.journal),
@@ -231,6 +234,8 @@ async def run_master(
                 address,
                 config.data,
             )
+            if config.http:
+                await _monitor(config.http, master, nursery)
             _tune_gc()
             task_status.started(address)
         with trio.move_on_after(STOP_S, shield=True):
@@ -245,6 +250,14 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
         async for number in signals:
             log.info("stopping on %s", signal.Signals(number).name)
             scope.cancel()
+
+
+async def _monitor(listen: str, master: Master, nursery: trio.Nursery) -> None:
+    from dfs.wire.http import serve_http  # noqa: PLC0415  # slow to load, and seldom needed
+
+    metrics = MasterMetrics(master.status.latest)
+    bound = await nursery.start(serve_http, listen, metrics.metrics, metrics.problems)
+    log.info("monitoring at http://%s/metrics and /health", bound)
 
 
 def _allow_files() -> None:

@@ -103,12 +103,15 @@ class StatusService:
 
     async def cluster_status(self, _: Peer, __: m.ClusterStatus, ___: memoryview) -> m.StatusReply:
         """Chunks are counted afresh, unless there are too many: then the last count is shown."""
+        if get_counters(self._reader).chunks <= PROMPT_CHUNKS:
+            async with self._counting:
+                await self._health.count(trio.lowlevel.checkpoint)
+        return self.latest()
+
+    def latest(self) -> m.StatusReply:
+        """The status, with chunks as they were last counted. Quick."""
         counters = get_counters(self._reader)
         counts = self._health.counts
-        if counters.chunks <= PROMPT_CHUNKS:
-            async with self._counting:
-                counts = await self._health.count(trio.lowlevel.checkpoint)
-            counters = get_counters(self._reader)
         servers = self._liveness.server_infos()
         totals = self._liveness.totals()
         return m.StatusReply(

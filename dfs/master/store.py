@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from rocksdict import (
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -113,7 +114,10 @@ class RocksStore:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(path), _options(cache_bytes))
+            options = _options(cache_bytes)
+            # Without naming the column family, rocksdict opens an existing database with the
+            # options it was left with, and a cache of 8 MiB.
+            self._db = Rdict(str(path), options, column_families={"default": options})
         except OSError as error:
             raise ConfigError(
                 f"cannot use {path} for the master's metadata: {error.strerror or error}",
@@ -203,7 +207,13 @@ def _options(cache_bytes: int) -> Options:
     table.set_block_cache(Cache(cache_bytes))
     table.set_block_size(8 * 1024)
     table.set_bloom_filter(10, False)
-    # Indexes and filters count against the cache too: memory stays flat as files grow.
+    # Indexes and filters count against the cache too: memory stays flat as files grow. In small
+    # partitions: that of a whole table would not fit a shard of the cache (2 MiB), and be read
+    # and unpacked anew for every get.
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(4 * 1024)
+    table.set_pin_top_level_index_and_filter(True)
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_format_version(5)

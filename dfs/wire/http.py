@@ -14,7 +14,8 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 from hypercorn.typing import ASGIFramework
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import Metric as PrometheusMetric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -23,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dfs.core.errors import ConfigError
+from dfs.core.metrics import Metric
 
 MetricsSource: TypeAlias = Callable[[], Iterable[Metric]]
 """Called at each scrape, on the event loop: has to be quick."""
@@ -38,11 +40,16 @@ class _Collector(Collector):
     def __init__(self, source: MetricsSource) -> None:
         self._source = source
 
-    def describe(self) -> Iterable[Metric]:
+    def describe(self) -> Iterable[PrometheusMetric]:
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        yield from self._source()
+    def collect(self) -> Iterator[PrometheusMetric]:
+        for metric in self._source():
+            names = list(metric.samples[0].labels) if metric.samples else []
+            family = GaugeMetricFamily(metric.name, metric.help, labels=names)
+            for sample in metric.samples:
+                family.add_metric([sample.labels[name] for name in names], sample.value)
+            yield family
 
 
 def monitoring_app(metrics: MetricsSource, problems: ProblemsSource) -> Starlette:

@@ -1,19 +1,23 @@
 """Wrong use and hostile bytes: one line that says what to do, and servers that live on."""
 
+import errno
 import os
 import random
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+import dfs.client
+from dfs.core.errors import FileSystemError
 from dfs.wire.framing import HEADER_BYTES, Kind, pack
 from dfs.wire.hello import Hello, encode_hello
+from dfs.wire.messages import Cred
 from tests import oracle
 from tests.cluster import Cluster, free_port, wait_until
 
@@ -96,22 +100,22 @@ def test_paths_that_are_not_what_they_should_be(cluster: Cluster, tmp_path: Path
     assert "absolute" in relative.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to have files of another user")
-def test_permissions_are_checked(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.dfs("mkdir", "-p", "/private")
-    cluster.dfs("chmod", "700", "/private")
-    os.chmod(tmp_path, 0o755)
-    child = os.fork()
-    if child == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-        os.execve(
-            cluster.command()[0],
-            [*cluster.command("--master", cluster.master_address, "ls", "/private")],
-            {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 1
+async def test_permissions_are_checked_by_the_master(cluster: Cluster) -> None:
+    stranger = Cred(65534, 65534)
+    async with dfs.client.connect(cluster.master_address) as owner:
+        await owner.mkdir("/private", mode=0o700)
+        await owner.write_file("/private/secret", b"x", mode=0o600)
+    async with dfs.client.connect(cluster.master_address, cred=stranger) as client:
+        attempts: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.read_file("/private/secret"),
+            lambda: client.unlink("/private/secret"),
+            lambda: client.mkdir("/private/mine"),
+            lambda: client.chmod("/private", 0o777),
+        ]
+        for attempt in attempts:
+            with pytest.raises(FileSystemError, match="private") as refusal:
+                await attempt()
+            assert refusal.value.errno in (errno.EACCES, errno.EPERM)
 
 
 def test_a_local_file_that_changes_or_vanishes_while_uploading_is_reported(

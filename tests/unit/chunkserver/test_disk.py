@@ -163,15 +163,17 @@ async def test_a_directory_with_other_things_is_refused(tmp_path: Path) -> None:
 async def test_fragments_without_an_identity_are_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         await store(disk, [10])
-    (tmp_path / "disk.json").unlink()
-    with pytest.raises(ConfigError, match=r"holds fragments but no disk\.json"):
-        async with opened(tmp_path):
-            pass
+    for spoil in (lambda: os.truncate(tmp_path / "disk.json", 0), (tmp_path / "disk.json").unlink):
+        spoil()
+        with pytest.raises(ConfigError, match=r"holds fragments but no disk\.json"):
+            async with opened(tmp_path):
+                pass
 
 
 async def test_a_first_start_that_was_cut_off_is_finished(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "lock").touch()
+    (tmp_path / "disk.json").touch()
     (tmp_path / "disk.json.new").touch()
     (tmp_path / "fragments" / "00").mkdir(parents=True)
     async with opened(tmp_path) as disk:
@@ -181,7 +183,7 @@ async def test_a_first_start_that_was_cut_off_is_finished(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "damaged"),
+        ("{", "damaged"),
         ('{"format": 1}', "damaged"),
         ('{"format": 1, "disk": "x", "server": "y"}', "damaged"),
         (

@@ -53,4 +53,3 @@ async def chunks_of(client: Client, path: str) -> list[int]:
     inode = await client.stat(path)
     reply = await client.meta.extents(inode.ino)
     return list(dict.fromkeys(extent.chunk for extent in reply.extents))
-

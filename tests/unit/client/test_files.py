@@ -98,9 +98,7 @@ async def test_an_unlinked_open_file_can_be_used_until_it_is_closed(
         assert not await client.exists("/a")
 
 
-async def test_another_client_appends_in_between(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
+async def test_another_client_appends_in_between(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with running(tmp_path) as (world, client), world.client("other") as other:
         async with await client.open("/log", "a") as mine, await other.open("/log", "a") as theirs:
             for number in range(5):

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator, Iterable
 
 import pytest
 import trio
-from prometheus_client.core import GaugeMetricFamily, Metric
 
 from dfs.core.errors import ConfigError
+from dfs.core.metrics import Metric, Sample, gauge
 from dfs.wire.http import serve_http
 
 problems: list[str] = []
 
 
 def metrics() -> Iterable[Metric]:
-    yield GaugeMetricFamily("dfs_free_bytes", "Free bytes.", value=42)
+    yield gauge("dfs_free_bytes", "Free bytes.", 42)
+    yield Metric("dfs_up", "By server.", [Sample(1, {"server": "1"}), Sample(0, {"server": "2"})])
+    yield Metric("dfs_none", "Of nothing yet.", [])
 
 
 @pytest.fixture
@@ -39,6 +41,7 @@ async def test_metrics_are_in_prometheus_text_format(address: str) -> None:
     status, body = await trio.to_thread.run_sync(fetch, f"http://{address}/metrics")
     assert status == 200
     assert "dfs_free_bytes 42.0\n" in body
+    assert 'dfs_up{server="1"} 1.0\ndfs_up{server="2"} 0.0\n' in body
 
 
 async def test_health_turns_503_and_names_the_problems(address: str) -> None:

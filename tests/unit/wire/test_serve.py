@@ -24,6 +24,7 @@ from dfs.core.errors import (
     WireError,
     from_wire,
 )
+from dfs.wire import transport
 from dfs.wire.connection import Connection
 from dfs.wire.dial import connect
 from dfs.wire.framing import HEADER_BYTES, FrameReader, Kind, pack
@@ -178,9 +179,9 @@ async def test_a_silent_peer_is_dropped_after_a_while(
 ):
     caplog.set_level(logging.INFO)
     async with served() as rig:
-        transport = await rig.network.connect(ADDRESS, "client")
-        await transport.send([HELLO[:40]])
-        assert await transport.receive_into(memoryview(bytearray(10))) == 0
+        stream = await rig.network.connect(ADDRESS, "client")
+        await stream.send([HELLO[:40]])
+        assert await stream.receive_into(memoryview(bytearray(10))) == 0
         assert trio.current_time() == pytest.approx(5, abs=0.1)
     assert [record.getMessage() for record in caplog.records] == [
         "no hello within 5 s from client:40001"
@@ -259,15 +260,15 @@ async def test_a_hello_that_fits_is_answered(server: Hello, client: Hello):
 
 async def test_fields_that_a_newer_hello_appends_are_ignored():
     async with served() as rig:
-        transport = await rig.network.connect(ADDRESS, "client")
+        stream = await rig.network.connect(ADDRESS, "client")
         fields = msgspec.msgpack.decode(encode_hello(Hello("client", "9.9")))
-        await transport.send(
+        await stream.send(
             [pack(Kind.HELLO, 0, 0, msgspec.msgpack.encode([*fields, {"future": True}]))]
         )
         buffer = bytearray(1000)
-        count = await transport.receive_into(memoryview(buffer))
+        count = await stream.receive_into(memoryview(buffer))
         assert frames_in(bytes(buffer[:count]))[0][0] == Kind.HELLO
-        await transport.aclose()
+        await stream.aclose()
 
 
 @pytest.mark.parametrize(
@@ -334,6 +335,19 @@ async def test_a_refused_connection_gives_advice():
             assert caught.value.retry
 
 
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("localhost:9420", "localhost", 9420),
+        ("10.0.0.1:1", "10.0.0.1", 1),
+        ("[::1]:65535", "::1", 65535),
+    ],
+)
+def test_an_address_is_read_and_shown_alike(address: str, host: str, port: int):
+    assert transport.parse_address(address) == (host, port)
+    assert transport.format_address((host, port)) == address
+
+
 @pytest.mark.parametrize("address", ["", "nohost", ":9420", "host:", "host:99999", "a:b:1", "h:-1"])
 async def test_what_is_no_address_is_said_so(address: str):
     async with trio.open_nursery() as nursery:
@@ -381,7 +395,11 @@ async def test_a_stopped_server_says_goodbye_and_frees_its_port():
             await listener.aclose()
 
 
-async def test_a_file_payload_arrives_in_the_order_of_its_ranges_and_is_closed():
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_file_payload_arrives_in_the_order_of_its_ranges_and_is_closed(
+    is_cached: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transport, "_is_cached", lambda *_: is_cached)
     data = os.urandom(3 * MIB)
     closed: list[int] = []
     with tempfile.TemporaryFile() as file:

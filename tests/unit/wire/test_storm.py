@@ -169,7 +169,7 @@ async def test_every_call_gets_its_own_answer_or_a_typed_error(
             lanes = [lane for place in pool._places.values() for lane in place.lanes]
             assert [lane.connection.load for lane in lanes if lane.connection] == [0] * len(lanes)
         assert sum(storm.outcomes.values()) == 20 * 30
-        assert storm.outcomes["answered"] > 100
+        assert storm.outcomes["answered"] > 20
         assert {"cancelled", "DeadlineError", "FileSystemError"} <= storm.outcomes.keys()
         await trio.sleep(60)
         assert storm.running == 0
