@@ -81,9 +81,10 @@ def _declare_hang(test: str, limit_s: float, out: IO[str]) -> None:
     out.write(f"\n\n{test} has not ended within {limit_s:g} s. Tasks, then threads:\n")
     for candidate in gc.get_objects():
         if isinstance(candidate, trio.lowlevel.Task):
-            out.write(f"\ntask {candidate.name}\n")
-            for frame, line in candidate.iter_await_frames():
-                out.write(f"  {_where(frame, line)}\n")
+            frames = list(candidate.iter_await_frames())
+            if frames:  # none: it has ended, and waits for the garbage collector
+                lines = "".join(f"  {_where(frame, line)}\n" for frame, line in frames)
+                out.write(f"\ntask {candidate.name}\n{lines}")
     out.flush()
     faulthandler.dump_traceback(out, all_threads=True)
     os._exit(3)

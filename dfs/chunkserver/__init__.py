@@ -14,6 +14,7 @@ From the bytes up:
 - `config`           settings of `dfs chunkserver`
 - `service`          answers to clients and the master
 - `report`           registration, heartbeats and chunk reports to the master
+- `metrics`          the monitoring port's view of it
 - `daemon`           `run_chunkserver`: all of these together
 
 State is touched on the event loop only, except a `FragmentFile`'s, which one worker thread at a

@@ -160,6 +160,7 @@ def hoist(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `dfs ARGUMENTS` (of the process, by default). Returns the exit status."""
+    _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # A name must never stop a listing, whatever the terminal's character set.
@@ -229,6 +230,18 @@ def _explain_usage(error: BaseException) -> str:
     else:
         message = f"{command.removeprefix(PROGRAM + ' ')}: {message}"
     return f"{message}; see `{command} --help`"
+
+
+def _occupy_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr is closed, let no file or connection take its number.
+
+    What then writes to descriptor 2, say, would write into that.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _flush() -> int:

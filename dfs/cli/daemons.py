@@ -122,7 +122,7 @@ def master(
         },
         file=config,
     )
-    _check_address("listen", settings.listen, listening=True)
+    _check_listening(settings)
     import trio
 
     from dfs.master.daemon import MasterConfig, run_master
@@ -190,7 +190,7 @@ def chunkserver(
         },
         file=config,
     )
-    _check_address("listen", settings.listen, listening=True)
+    _check_listening(settings)
     for name, addresses in (("master", settings.master), ("advertise", (settings.advertise,))):
         for address in filter(None, addresses):
             _check_address(name, address)
@@ -214,6 +214,12 @@ def chunkserver(
         ),
     )
     return DONE
+
+
+def _check_listening(settings: MasterSettings | ChunkServerSettings) -> None:
+    _check_address("listen", settings.listen, listening=True)
+    if settings.http:
+        _check_address("http", settings.http, listening=True)
 
 
 def _check_address(name: str, address: str, *, listening: bool = False) -> None:

@@ -1,5 +1,6 @@
 """`dfs dev`: a cluster on this machine, in one command."""
 
+import shlex
 import signal
 import sys
 import time
@@ -91,7 +92,7 @@ def start_command(
         render.emit_json(msgspec.to_builtins(cluster.running()))
     else:
         _say_started(cluster, definition, started)
-    return _stay(cluster) if foreground else DONE
+    return _stay(cluster, talk=not json) if foreground else DONE
 
 
 def _say_started(cluster: DevCluster, definition: Definition, started: list[str]) -> None:
@@ -106,7 +107,7 @@ def _say_started(cluster: DevCluster, definition: Definition, started: list[str]
     is_default = cluster.directory == default_directory()
     if not is_default:
         print(f"  export DFS_MASTER={definition.master.address}")
-    where = "" if is_default else f" --dir {cluster}"
+    where = "" if is_default else f" --dir {shlex.quote(str(cluster.directory))}"
     print("  dfs upload -r DIRECTORY /     then: dfs ls -l /, dfs admin status")
     print(f"  dfs dev stop{where}")
 
@@ -222,15 +223,19 @@ def _describe_death(cluster: DevCluster, name: str, status: int) -> str:
     return f"{name} {how} while starting; above are the last lines of its log"
 
 
-def _stay(cluster: DevCluster) -> int:
-    """Watch the cluster until a signal comes, then stop it."""
+def _stay(cluster: DevCluster, *, talk: bool) -> int:
+    """Watch the cluster until a signal comes, then stop it. On stdout only with `talk`."""
+
+    def tell(line: str) -> None:
+        if talk:
+            print(line, flush=True)
 
     def interrupt(number: int, _: object) -> None:
         raise StoppedError(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    print("Ctrl-C stops the cluster.", flush=True)
+    tell("Ctrl-C stops the cluster.")
     said: set[ProcessId] = set()
     try:
         while (running := cluster.running()) is not None:
@@ -240,7 +245,8 @@ def _stay(cluster: DevCluster) -> int:
                     said.add(process)
                     say(
                         f"{each.name} (pid {each.pid}) has ended; see {each.log}, and start it "
-                        f"again with `dfs dev restart {each.name} --dir {cluster}`"
+                        f"again with `dfs dev restart {each.name} --dir "
+                        f"{shlex.quote(str(cluster.directory))}`"
                     )
             time.sleep(_POLL_S * 5)
     except StoppedError:
@@ -248,9 +254,9 @@ def _stay(cluster: DevCluster) -> int:
             signal.signal(number, signal.SIG_IGN)
         with cluster.locked():
             cluster.stop()
-        print("Stopped.")
+        tell("Stopped.")
         return DONE
-    print("Stopped by another command.")
+    tell("Stopped by another command.")
     return DONE
 
 

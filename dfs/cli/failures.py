@@ -1,5 +1,6 @@
 """How failures reach the user: one line each on stderr, and an exit status."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from typing import Final
@@ -13,6 +14,8 @@ USAGE: Final = 2
 BROKEN_PIPE: Final = 141
 """As the shell reports a program that SIGPIPE ended."""
 
+_OF_WRITING: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
 
 class StoppedError(Exception):
     """A signal asked this command to stop, and it has stopped cleanly."""
@@ -24,7 +27,8 @@ class StoppedError(Exception):
 
 def say(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    print(f"dfs: {show(message)}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"dfs: {show(message)}", file=sys.stderr)
 
 
 def describe(error: BaseException) -> str:
@@ -33,6 +37,9 @@ def describe(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         names = [show(name) for name in (error.filename, error.filename2) if name is not None]
+        if not names and error.errno in _OF_WRITING:
+            # Only what `print` meets has no name; files and streams tell theirs.
+            names = ["standard output"]
         return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror
     return f"{type(error).__name__}: {error}"
 

@@ -37,7 +37,7 @@ STYLES: Final = {
     "good": "32", "corrupt": "1;31",
 }  # fmt: skip
 
-_READABLE: Final = frozenset({DiskState.UP, DiskState.SUSPECT, DiskState.DRAINING, DiskState.FULL})
+_SERVING: Final = frozenset({DiskState.UP, DiskState.DRAINING, DiskState.FULL})
 
 
 def register(app: typer.Typer) -> None:
@@ -54,14 +54,14 @@ def disk_state(state: int) -> str:
 
 def is_readable(fragment: Fragment, disks: Mapping[int, DiskLocation]) -> bool:
     disk = disks.get(fragment.disk)
-    return fragment.state == FragmentState.GOOD and disk is not None and disk.state in _READABLE
+    return fragment.state == FragmentState.GOOD and disk is not None and disk.state in _SERVING
 
 
 def health(chunk: Chunk, disks: Mapping[int, DiskLocation]) -> str:
-    """How safe a chunk is with the disks as they are now."""
+    """How safe a chunk is with the disks as they are now; counted as the master counts."""
     readable = len({each.index for each in chunk.fragments if is_readable(each, disks)})
     if readable < chunk.k:
-        return LOST
+        return LOST if chunk.length else HEALTHY
     if readable >= chunk.k + chunk.m:
         return HEALTHY
     return AT_RISK if readable == chunk.k else DEGRADED

@@ -31,8 +31,7 @@ _HALF_A_YEAR_S: Final = 365 * 24 * 3600 // 2
 
 def emit_json(document: object) -> None:
     """The one document of a command with --json."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 # ------------------------------------------------------------------ values

@@ -60,10 +60,13 @@ class StandardInput:
         self._descriptor = sys.stdin.fileno()
 
     async def read(self) -> bytes:
-        """What comes next, up to a MiB; b"" at the end."""
-        return await trio.to_thread.run_sync(
-            os.read, self._descriptor, _READ_BYTES, abandon_on_cancel=True
-        )
+        """What comes next, up to a MiB; b"" at the end. Raises OSError that names stdin."""
+        try:
+            return await trio.to_thread.run_sync(
+                os.read, self._descriptor, _READ_BYTES, abandon_on_cancel=True
+            )
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard input") from error
 
 
 async def write_to_stdout(client: "Client", paths: Sequence[bytes]) -> int:

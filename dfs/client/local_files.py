@@ -128,14 +128,15 @@ def open_to_read(entry: LocalEntry) -> int:
 
 
 def read_step(fd: int, offset: int, length: int) -> tuple[int, bytes]:
-    """Data at or after `offset` and where it starts, skipping a hole; b"" at the end."""
+    """Data at or after `offset` and where it starts, without holes; b"" at the end."""
     try:
-        offset = os.lseek(fd, offset, os.SEEK_DATA)
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+        length = min(length, os.lseek(fd, start, os.SEEK_HOLE) - start)
     except OSError as error:
         if error.errno == errno.ENXIO:
             return offset, b""
-        # The file system does not know of holes.
-    return offset, os.pread(fd, length, offset)
+        start = offset  # the file system does not know of holes
+    return start, os.pread(fd, length, start)
 
 
 # ------------------------------------------------------------------ writing

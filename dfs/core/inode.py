@@ -20,6 +20,8 @@ class InodeFlag(IntFlag):
     """Parts of it were cut off and wait to be freed; `allocated` still counts them."""
     XATTRS = 2
     """It may have extended attributes; without this flag it has none."""
+    OPENED = 4
+    """Some session opened it once, and may have it open; without this flag none has."""
 
 
 class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):

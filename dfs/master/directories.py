@@ -199,7 +199,7 @@ def unlinked(ctx: Context, inode: Inode) -> Inode | None:
     """
     nlink = 0 if stat.S_ISDIR(inode.mode) else inode.nlink - 1
     if nlink == 0:
-        if not sessions.is_open(ctx.txn, inode.ino):
+        if not sessions.is_open(ctx.txn, inode):
             removal.remove(ctx, inode)
             return None
         ctx.txn.put(orphan_key(inode.ino), bytes((Orphan.UNLINKED,)))

@@ -9,14 +9,14 @@ Called by `file_data`, `namespace` and `purge`; the inode record itself is their
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, ChunkId, InodeId, SessionId
-from dfs.core.inode import Extent
+from dfs.core.inode import Extent, Inode
 from dfs.master import chunks, trims
 from dfs.master.keyspace import (
     Reader,
@@ -73,6 +73,15 @@ def stored(reader: Reader, ino: InodeId, start: int, end: int) -> Iterator[Exten
     if start > 0 and (before := _last_before(reader, ino, start)) and before.end > start:
         yield before
     yield from starting_in(reader, ino, start, end)
+
+
+def only(reader: Reader, inode: Inode) -> Extent | None:
+    """The extent that is all a file has, at offset 0, as with most files; else None."""
+    raw = reader.get(extent_key(inode.ino, 0))
+    if raw is None:
+        return None
+    extent = decode_extent(raw)
+    return extent if extent.length == inode.allocated else None
 
 
 def starting_in(reader: Reader, ino: InodeId, start: int, end: int) -> Iterator[Extent]:
@@ -257,15 +266,18 @@ def _cut(
 
 
 def cut(
-    txn: Transaction, ino: InodeId, start: int, end: int, ledger: Ledger, *, trimmed: bool
+    txn: Transaction,
+    ino: InodeId,
+    found: Iterable[Extent],
+    start: int,
+    end: int,
+    ledger: Ledger,
 ) -> int:
-    """Free [start, end) now, one step for each extent. Returns the bytes that were allocated."""
+    """Take [start, end) out of extents that overlap it. Returns the bytes freed."""
     freed = 0
-    for extent in list(stored(txn, ino, start, end)):
+    for extent in found:
         _cut(txn, ino, extent, start, end, ledger)
         freed += min(extent.end, end) - max(extent.file_offset, start)
-    if trimmed:
-        trims.subtract(txn, ino, start, end)
     return freed
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES
 from dfs.core.inode import Extent, Inode
-from dfs.master import extents, sessions
+from dfs.master import extents, sessions, trims
 from dfs.master.context import Context
 from dfs.master.keyspace import get_inode, put_inode, xattr_key
 from dfs.master.permissions import READ, WRITE, mode_after_write, refused
@@ -173,12 +173,14 @@ def _clear(ctx: Context, target: Inode, start: int, end: int) -> int:
     if not target.allocated:
         return 0
     under = extents.stored(ctx.txn, target.ino, start, end)
-    if sum(1 for _ in islice(under, CLONE_EXTENTS_MAX + 1)) > CLONE_EXTENTS_MAX:
+    found = list(islice(under, CLONE_EXTENTS_MAX + 1))
+    if len(found) > CLONE_EXTENTS_MAX:
         raise _too_many(target)
     ledger = extents.Ledger()
-    trimmed = bool(target.flags & TRIMMED)
-    freed = extents.cut(ctx.txn, target.ino, start, end, ledger, trimmed=trimmed)
+    freed = extents.cut(ctx.txn, target.ino, found, start, end, ledger)
     ledger.book(ctx.txn)
+    if target.flags & TRIMMED:
+        trims.subtract(ctx.txn, target.ino, start, end)
     return freed
 
 

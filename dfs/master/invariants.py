@@ -18,6 +18,7 @@ from dfs.master import keyspace as keys
 from dfs.master import trims
 from dfs.master.keyspace import Reader, from_u64, key_id, scan_prefix, second_id
 from dfs.master.removal import TRIMMED, XATTRS
+from dfs.master.sessions import OPENED
 
 
 def check(reader: Reader) -> list[str]:
@@ -144,8 +145,11 @@ def _opens(reader: Reader, facts: _Facts) -> Iterator[str]:
     for ino, session in by_inode:
         if session not in facts.sessions | facts.leftovers:
             yield f"inode {ino} is open in session {session}, which is unknown"
-        if ino not in facts.inodes:
+        inode = facts.inodes.get(ino)
+        if inode is None:
             yield f"inode {ino} is open and does not exist"
+        elif not inode.flags & OPENED:
+            yield f"inode {ino} is open and has no flag"
     for session in facts.leftovers & facts.sessions:
         yield f"session {session} is known and left over"
     for key, _ in scan_prefix(reader, keys.REPLY):

@@ -45,7 +45,7 @@ Invariants (`invariants.check` walks them all):
 - A trim says that all stored extents in [start, end) are dead: readers see a hole, the purge frees
   them. No extent straddles the edge of a trim; trims of one ino neither overlap nor touch.
   An inode with trims has the flag TRIMMED; one with that flag is in the purge queue.
-- An inode that has extended attributes has the flag XATTRS.
+- An inode that has extended attributes has the flag XATTRS, one that is open the flag OPENED.
 - Each extent has its row in extent-by-chunk, and the other way round. `live` of a chunk is the
   sum of its extents' lengths. A SEALED chunk has live bytes; one without is DOOMED, and each
   fragment of a DOOMED one is in the doomed table.

@@ -71,15 +71,11 @@ def create(ctx: Context, op: Create) -> Inode:
         inode = existing(ctx.txn, found)
         if stat.S_ISDIR(inode.mode):
             raise refuse(errno.EISDIR, shown(op.name))
-        if op.open:
-            sessions.open_inode(ctx, inode, op.access)
-        return inode
+        return sessions.open_inode(ctx, inode, op.access) if op.open else inode
     require_insertable(ctx, parent)
     inode = new_inode(ctx, parent, stat.S_IFREG | op.mode & 0o7777)
     insert(ctx, parent, op.name, inode)
-    if op.open:
-        sessions.grant(ctx, inode.ino, sessions.CREATED_ACCESS)
-    return inode
+    return sessions.grant(ctx, inode, sessions.CREATED_ACCESS) if op.open else inode
 
 
 def mkdir(ctx: Context, op: Mkdir) -> Inode:
@@ -129,8 +125,7 @@ def unnamed(ctx: Context, op: Unnamed) -> Inode:
     inode = new_inode(ctx, parent, stat.S_IFREG | op.mode & 0o7777, nlink=0)
     put_inode(ctx.txn, inode)
     ctx.txn.put(orphan_key(inode.ino), bytes((Orphan.UNNAMED,)))
-    sessions.grant(ctx, inode.ino, sessions.CREATED_ACCESS)
-    return inode
+    return sessions.grant(ctx, inode, sessions.CREATED_ACCESS)
 
 
 def link(ctx: Context, op: Link) -> Inode:
@@ -160,9 +155,8 @@ def link(ctx: Context, op: Link) -> Inode:
 
 def _adopt_unnamed(ctx: Context, inode: Inode) -> None:
     """Only an inode made without a name gets one, by the session that made it. Raises ENOENT."""
-    if ctx.txn.get(orphan_key(inode.ino)) != bytes((Orphan.UNNAMED,)) or not sessions.granted(
-        ctx.txn, inode.ino, ctx.session
-    ):
+    unnamed = ctx.txn.get(orphan_key(inode.ino)) == bytes((Orphan.UNNAMED,))
+    if not (unnamed and sessions.granted(ctx.txn, inode, ctx.session)):
         raise refused(errno.ENOENT, inode)
     ctx.txn.delete(orphan_key(inode.ino))
 

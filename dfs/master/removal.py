@@ -8,12 +8,13 @@ purge (see `purge`) does the rest:
 - A range cut off a file that lives on is noted as a trim (see `trims`).
 """
 
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from dfs.core.ids import InodeId
-from dfs.core.inode import Inode, InodeFlag
+from dfs.core.inode import Extent, Inode, InodeFlag
 from dfs.master import extents, trims
 from dfs.master.context import Context
 from dfs.master.keyspace import (
@@ -45,7 +46,9 @@ def remove(ctx: Context, inode: Inode) -> None:
     put_counters(txn, msgspec.structs.replace(counters, inodes=counters.inodes - 1))
     queued = bool(inode.flags & TRIMMED)
     if inode.allocated and not queued:
-        queued = not _free_inline(ctx, ino, 0, extents.ALL)
+        few = _few(ctx, inode, 0, extents.ALL)
+        queued = few is None
+        _free(ctx, ino, few or [])
     if inode.flags & XATTRS and not queued:
         queued = delete_xattrs(txn, ino, INLINE_ROWS) == 0
     if queued:
@@ -62,12 +65,14 @@ def cut_off(ctx: Context, inode: Inode, start: int, end: int) -> tuple[int, int]
     if not inode.allocated:
         return 0, inode.flags
     trimmed = bool(inode.flags & TRIMMED)
-    rows = _count(ctx, ino, start, end)
-    if rows is not None:
-        ctx.inline_rows -= rows
+    few = _few(ctx, inode, start, end)
+    if few is not None:
+        ctx.inline_rows -= len(few)
         ledger = extents.Ledger()
-        freed = extents.cut(txn, ino, start, end, ledger, trimmed=trimmed)
+        freed = extents.cut(txn, ino, few, start, end, ledger)
         ledger.book(txn)
+        if trimmed:
+            trims.subtract(txn, ino, start, end)
         return inode.allocated - freed, inode.flags
     extents.split(txn, ino, start)
     extents.split(txn, ino, end)
@@ -76,26 +81,24 @@ def cut_off(ctx: Context, inode: Inode, start: int, end: int) -> tuple[int, int]
     return inode.allocated, inode.flags | TRIMMED
 
 
-def _count(ctx: Context, ino: InodeId, start: int, end: int) -> int | None:
-    """Extents in the range, if they are few enough to be freed inline."""
+def _few(ctx: Context, inode: Inode, start: int, end: int) -> list[Extent] | None:
+    """The stored extents in a range, if they are few enough to be freed inline."""
+    # Most files have one extent, at 0: a look-up is cheaper than a scan.
     limit = min(INLINE_ROWS, ctx.inline_rows)
-    rows = 0
-    for _ in extents.stored(ctx.txn, ino, start, end):
-        rows += 1
-        if rows > limit:
-            return None
-    return rows
+    only = extents.only(ctx.txn, inode)
+    if only is not None and limit:
+        return [only] if only.end > start else []
+    few = list(islice(extents.stored(ctx.txn, inode.ino, start, end), limit + 1))
+    return few if len(few) <= limit else None
 
 
-def _free_inline(ctx: Context, ino: InodeId, start: int, end: int) -> bool:
-    rows = _count(ctx, ino, start, end)
-    if rows is None:
-        return False
-    ctx.inline_rows -= rows
+def _free(ctx: Context, ino: InodeId, few: list[Extent]) -> None:
+    ctx.inline_rows -= len(few)
     ledger = extents.Ledger()
-    extents.cut(ctx.txn, ino, start, end, ledger, trimmed=False)
+    for extent in few:
+        extents.drop(ctx.txn, ino, extent)
+        ledger.add(extent.chunk, -extent.length)
     ledger.book(ctx.txn)
-    return True
 
 
 def delete_xattrs(txn: Transaction, ino: InodeId, limit: int) -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from dfs.core.errors import FileSystemError, SessionError, refuse
 from dfs.core.ids import InodeId, SessionId
-from dfs.core.inode import Inode
+from dfs.core.inode import Inode, InodeFlag
 from dfs.master import chunks, commands, removal
 from dfs.master.context import Context
 from dfs.master.keyspace import (
@@ -33,6 +33,7 @@ from dfs.master.keyspace import (
     open_key,
     prefix_end,
     put_counters,
+    put_inode,
     reply_key,
     scan_prefix,
     second_id,
@@ -40,7 +41,7 @@ from dfs.master.keyspace import (
     session_key,
     u64,
 )
-from dfs.master.permissions import READ, WRITE, refused, require
+from dfs.master.permissions import READ, WRITE, may, refused, require
 from dfs.master.transaction import Transaction
 from dfs.wire.messages import WINDOW, Cred, Open, Release
 
@@ -50,6 +51,8 @@ RELEASE_INLINE_ROWS: Final = 1000
 
 CREATED_ACCESS: Final = READ | WRITE
 """Who makes a file may read and write it through this open, whatever its mode says."""
+
+OPENED: Final = int(InodeFlag.OPENED)
 
 _ACCESS_BITS: Final = 7
 _NOBODY: Final = Cred(0, 0)
@@ -164,32 +167,39 @@ def remember_reply(txn: Transaction, session: SessionId, sequence: int, reply: b
 # ------------------------------------------------------------------ open inodes
 
 
-def is_open(reader: Reader, ino: InodeId) -> bool:
+def is_open(reader: Reader, inode: Inode) -> bool:
     """In any session."""
-    prefix = OPEN + u64(ino)
+    if not inode.flags & OPENED:
+        return False
+    prefix = OPEN + u64(inode.ino)
     return next(reader.scan(prefix, prefix_end(prefix)), None) is not None
 
 
-def granted(reader: Reader, ino: InodeId, session: SessionId) -> int:
+def granted(reader: Reader, inode: Inode, session: SessionId) -> int:
     """Access bits that the session was given when it opened the inode; 0 if it is not open."""
-    value = reader.get(open_key(ino, session))
+    value = reader.get(open_key(inode.ino, session)) if inode.flags & OPENED else None
     return 0 if value is None else value[0]
 
 
-def grant(ctx: Context, ino: InodeId, access: int) -> None:
+def grant(ctx: Context, inode: Inode, access: int) -> Inode:
     """The session has the inode open with `access`, beside what it was granted before."""
-    access |= granted(ctx.txn, ino, ctx.session)
-    ctx.txn.put(open_key(ino, ctx.session), bytes((access,)))
-    ctx.txn.put(open_by_session_key(ctx.session, ino), b"")
+    txn, ino = ctx.txn, inode.ino
+    access |= granted(txn, inode, ctx.session)
+    txn.put(open_key(ino, ctx.session), bytes((access,)))
+    txn.put(open_by_session_key(ctx.session, ino), b"")
+    if not inode.flags & OPENED:
+        inode = msgspec.structs.replace(inode, flags=inode.flags | OPENED)
+        put_inode(txn, inode)
+    return inode
 
 
 def require_data(ctx: Context, inode: Inode, want: int) -> None:
     """To read or write data: by permission now, or by an open of this session. Raises EACCES."""
-    if granted(ctx.txn, inode.ino, ctx.session) & want != want:
-        require(inode, ctx.cred, want)
+    if not may(inode, ctx.cred, want) and granted(ctx.txn, inode, ctx.session) & want != want:
+        raise refused(errno.EACCES, inode)
 
 
-def open_inode(ctx: Context, inode: Inode, access: int) -> None:
+def open_inode(ctx: Context, inode: Inode, access: int) -> Inode:
     """Raises EINVAL, ELOOP for a symlink, EISDIR for a directory to be written, EACCES."""
     if access & ~_ACCESS_BITS:
         raise refused(errno.EINVAL, inode)
@@ -198,15 +208,14 @@ def open_inode(ctx: Context, inode: Inode, access: int) -> None:
     if access & WRITE and stat.S_ISDIR(inode.mode):
         raise refused(errno.EISDIR, inode)
     require(inode, ctx.cred, access)
-    grant(ctx, inode.ino, access)
+    return grant(ctx, inode, access)
 
 
 def open_op(ctx: Context, op: Open) -> Inode:
     inode = get_inode(ctx.txn, op.ino)
     if inode is None:
         raise refuse(errno.ENOENT, f"inode {op.ino}")
-    open_inode(ctx, inode, op.access)
-    return inode
+    return open_inode(ctx, inode, op.access)
 
 
 def release_op(ctx: Context, op: Release) -> Inode | None:
@@ -224,7 +233,7 @@ def release(ctx: Context, ino: InodeId) -> Inode | None:
         return inode
     txn.delete(open_key(ino, ctx.session))
     txn.delete(open_by_session_key(ctx.session, ino))
-    if inode is None or inode.nlink or is_open(txn, ino):
+    if inode is None or inode.nlink or is_open(txn, inode):
         return inode
     removal.remove(ctx, inode)
     return None

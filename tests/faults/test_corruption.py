@@ -119,7 +119,7 @@ def test_damage_is_read_around_and_reported(
         return False
 
     if kind != "flipped-bit":  # one bit may be where nobody has to look
-        wait_until(reported, 30, what="the damage is reported to the master")
+        wait_until(reported, 60, what="the damage is reported to the master")
         stored.check()
 
 

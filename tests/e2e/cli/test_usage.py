@@ -22,6 +22,7 @@ from tests.e2e.cli.conftest import CommandServer, Dfs
         (["master"], "--data"),
         (["chunkserver", "--master", "127.0.0.1:1"], "--disk"),
         (["chunkserver", "--disk", "/x"], "--master"),
+        (["master", "--data", "/x", "--http", "nowhere"], "http"),
         (["chunkserver", "--disk", "/x", "--master", "here"], "master"),
         (["chunkserver", "--disk", "/x", "--master", "h:1", "--capacity", "lots"], "capacity"),
         (["ls", "/", "--master", "here"], "here"),

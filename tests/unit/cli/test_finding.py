@@ -81,7 +81,14 @@ def test_times_are_parsed() -> None:
 
 
 def test_health_counts_what_can_be_read() -> None:
-    states = [DiskState.UP, DiskState.SUSPECT, DiskState.DOWN, DiskState.FAILED, DiskState.FULL]
+    states = [
+        DiskState.UP,
+        DiskState.SUSPECT,
+        DiskState.DOWN,
+        DiskState.FAILED,
+        DiskState.FULL,
+        DiskState.DRAINING,
+    ]
     disks = {
         number: DiskLocation(number, number, "", "", "", state)
         for number, state in enumerate(states, 1)
@@ -91,12 +98,12 @@ def test_health_counts_what_can_be_read() -> None:
         fragments = tuple(Fragment(index, disk) for index, disk in enumerate(on))
         return Chunk(1, ChunkState.SEALED, k, m, 1, 0, 1, 1, fragments)
 
-    assert health(chunk(1, 2, 1, 2, 5), disks) == "healthy"
-    assert health(chunk(1, 2, 1, 2, 3), disks) == "degraded"
+    assert health(chunk(1, 2, 1, 6, 5), disks) == "healthy"
+    assert health(chunk(1, 2, 1, 2, 5), disks) == "degraded"
     assert health(chunk(1, 2, 1, 4, 3), disks) == "at risk"
     assert health(chunk(1, 2, 99, 4, 3), disks) == "lost"
     assert health(chunk(1, 0, 1), disks) == "healthy"
-    assert health(chunk(2, 1, 1, 2, 3), disks) == "at risk"
+    assert health(chunk(2, 1, 1, 5, 3), disks) == "at risk"
     assert health(chunk(2, 1, 1, 4, 3), disks) == "lost"
     bad = Chunk(1, ChunkState.SEALED, 1, 0, 1, 0, 1, 1, (Fragment(0, 1, FragmentState.LOST),))
     assert health(bad, disks) == "lost"

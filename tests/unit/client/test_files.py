@@ -144,7 +144,6 @@ async def test_random_operations_agree_with_a_bytearray(
     async with running(tmp_path, servers=6) as (_, client):
         await directory(client, "/rep", "rep:2", level=3)
         await directory(client, "/ec", "ec:4+2")
-        number = 0
 
         # Hypothesis cannot drive coroutines: it chooses here, the cluster stays up throughout.
         samples: list[list[tuple[str, int, int]]] = []
@@ -160,8 +159,7 @@ async def test_random_operations_agree_with_a_bytearray(
             samples.append(operations)
 
         collect()
-        for operations in samples:
-            number += 1
+        for number, operations in enumerate(samples):
             where = "/rep" if number % 2 else "/ec"
             await _run_operations(client, f"{where}/{number}", operations)
 

@@ -90,7 +90,7 @@ async def test_large_changes_are_spread_over_requests(
 async def test_a_change_whose_reply_was_lost_takes_effect_once(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    async with running(tmp_path) as (world, client):
+    async with running(tmp_path) as (_, client):
         call_once = client.meta.link.call_once
         lost = 0
 

@@ -6,6 +6,7 @@ import socket
 import stat
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from trio.testing import MockClock
@@ -13,6 +14,7 @@ from trio.testing import MockClock
 from dfs.client import Progress
 from dfs.client.small_upload import SMALL_BYTES
 from dfs.core.errors import DfsError, FileSystemError
+from dfs.wire.messages import Message
 from tests.unit.client.rig import chunks_of, directory, running
 
 
@@ -129,7 +131,7 @@ async def test_small_files_share_blocks_and_requests(
         frames: list[str] = []
         call_once = client.meta.link.call_once
 
-        async def counted(request, *args, **more):  # type: ignore[no-untyped-def]
+        async def counted(request: Message, *args: Any, **more: Any) -> Any:
             frames.append(type(request).__name__)
             return await call_once(request, *args, **more)
 

@@ -73,6 +73,7 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("past the end of the file", lambda rig: inode(rig, FILE, size=3)),
     ("attributes and no flag", lambda rig: inode(rig, FILE, flags=0)),
     ("trims and no flag", lambda rig: inode(rig, TRIMMED, flags=0)),
+    ("open and has no flag", lambda rig: inode(rig, ORPHAN, flags=0)),
     ("not in the purge queue", lambda rig: inode(rig, FILE, flags=InodeFlag.TRIMMED)),
     ("is no directory", lambda rig: {keys.dentry_key(FILE, b"x"): keys.u64(FILE)}),
     ("names 99", lambda rig: {keys.dentry_key(TOP, b"x"): keys.u64(99)}),

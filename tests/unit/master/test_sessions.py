@@ -1,6 +1,7 @@
 """Sessions, and the rule that a request takes effect once."""
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -61,12 +62,13 @@ def test_nothing_can_be_done_in_an_unknown_session(rig: Rig) -> None:
     policy = Policy(0, "p", Redundancy(1, 1), None)
     placement = (commands.Placement(1, 1, (1, 2)),)
     for session in (rig.session, 99, 0):
-        for command in (
+        refused: list[commands.Command[Any]] = [
             commands.ApplyOps(1, session, 9, ROOT, (Create(TOP, b"f", 0o644),)),
             commands.AllocateChunks(1, session, 9, 1, placement),
             commands.SealChunk(1, session, 9, chunk, 5),
             commands.CreatePolicy(1, session, 9, policy),
-        ):
+        ]
+        for command in refused:
             with pytest.raises(SessionError, match="unknown or has expired"):
                 rig.state.apply(command)
     assert rig.rows() == before
