@@ -27,5 +27,6 @@ The shell around it, with time, chance and the network:
 - `health`          chunks counted by what is left of them
 - `service`, `server_service`, `status`   handlers for clients, chunk servers, people
 - `jobs`            background work
+- `metrics`         figures for the monitoring port
 - `daemon`          puts it all together, and runs it as a process
 """

@@ -185,8 +185,6 @@ class ReportBook:
 
     def want(self, disks: Iterable[DiskId], next_chunk: ChunkId) -> None:
         """These disks shall report. The first of several wishes counts."""
-        if not self._asked:
-            self._sealed.clear()
         for disk in disks:
             self._asked.setdefault(disk, _Asked(next_chunk))
 
@@ -222,4 +220,7 @@ class ReportBook:
         return self._sealed
 
     def finished(self, disk: DiskId) -> None:
+        """Its list is complete; or it went away, and has to be asked anew when it returns."""
         self._asked.pop(disk, None)
+        if not self._asked:
+            self._sealed.clear()

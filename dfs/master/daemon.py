@@ -35,6 +35,7 @@ from dfs.master.jobs.purge import PurgeFiles, PurgeFragments
 from dfs.master.jobs.seal import SealJob
 from dfs.master.jobs.watch import WatchServers
 from dfs.master.journal import LocalJournal
+from dfs.master.keyspace import get_counters
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Timing
 from dfs.master.metrics import MasterMetrics
@@ -134,10 +135,14 @@ class Master:
         leases = Leases(lease_s, clock)
         leases.grant(record.session for record in sessions.all_sessions(store))
         health = Health(store, self.liveness.presumed_alive)
+        # What a report found just before the last master ended may not have been noted.
         reports = ReportBook()
+        reports.want(
+            (disk.disk for disk in membership.all_disks(store)), get_counters(store).next_chunk
+        )
 
         context = JobContext(self.journal, store, self.liveness, self._pool, now_ns)
-        seal = SealJob(context)
+        seal = SealJob(context, reports.note_sealed)
         servers = ServerService(
             cluster=self.cluster,
             heartbeat_s=timing.heartbeat_s,
@@ -171,7 +176,7 @@ class Master:
         )
         self.handlers = {**clients.handlers(), **servers.handlers(), **self.status.handlers()}
         self.jobs: tuple[Job, ...] = (
-            WatchServers(self.liveness, servers.note_broken),
+            WatchServers(self.liveness, servers.note_broken, servers.note_down),
             FlushLog(self.journal),
             ExpireSessions(context, leases),
             seal,

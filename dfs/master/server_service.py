@@ -78,6 +78,11 @@ class ServerService:
             if peer.connection is not None and peer.connection.closed:
                 self._liveness.connection_broke(server)
 
+    def note_down(self, server: ServerId) -> None:
+        """The server is given up: its next heartbeat has its disks report anew."""
+        for disk in self._liveness.disks_of(server):
+            self._reports.finished(disk)
+
     # ------------------------------------------------------------------ registration
 
     async def register(self, peer: Peer, request: m.RegisterServer, _: memoryview) -> m.Registered:
@@ -216,6 +221,9 @@ class ServerService:
                 changed,
                 len(drop),
             )
+        if drop:
+            # What makes these fragments useless must not be undone by a power cut.
+            await self._journal.sync()
         if request.last:
             self._reports.finished(disk)
         return m.ReportChunksReply(tuple(drop))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from rocksdict import (
-    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -204,16 +203,13 @@ def _cannot_open(path: Path, error: Exception) -> ConfigError:
 
 def _options(cache_bytes: int) -> Options:
     table = BlockBasedOptions()
-    table.set_block_cache(Cache(cache_bytes))
-    table.set_block_size(8 * 1024)
+    # The clock cache, of blocks of any size (0): measured a third faster than the LRU one for
+    # random look-ups among a million files, and its few, big shards hold whole filters. LRU's are
+    # of 2 MiB: a filter that does not fit is read and unpacked anew for every get.
+    table.set_block_cache(Cache.new_hyper_clock_cache(cache_bytes, 0))
+    table.set_block_size(4 * 1024)
     table.set_bloom_filter(10, False)
-    # Indexes and filters count against the cache too: memory stays flat as files grow. In small
-    # partitions: that of a whole table would not fit a shard of the cache (2 MiB), and be read
-    # and unpacked anew for every get.
-    table.set_index_type(BlockBasedIndexType.two_level_index_search())
-    table.set_partition_filters(True)
-    table.set_metadata_block_size(4 * 1024)
-    table.set_pin_top_level_index_and_filter(True)
+    # Indexes and filters count against the cache too: memory stays flat as files grow.
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_format_version(5)
@@ -221,8 +217,9 @@ def _options(cache_bytes: int) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_block_based_table_factory(table)
+    # At every level: a block that is not cached is unpacked for one row of it. zstd at the bottom
+    # would save a third of about 115 bytes a file, and cost 10 us for each such block.
     options.set_compression_type(DBCompressionType.lz4())
-    options.set_bottommost_compression_type(DBCompressionType.zstd())
     options.set_write_buffer_size(16 * MIB)
     options.set_max_write_buffer_number(3)
     options.set_level_compaction_dynamic_level_bytes(True)

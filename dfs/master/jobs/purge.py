@@ -87,6 +87,8 @@ class PurgeFragments:
         context = self._context
         disk = place.disk
         async with self._limit:
+            # After a power cut the master must not come back with files that still need them.
+            await context.journal.sync()
             request = DeleteFragments(disk, tuple(batch))
             try:
                 await context.pool.call(place.address, request, Empty, timeout_s=DELETE_TIMEOUT_S)

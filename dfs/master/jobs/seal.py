@@ -9,6 +9,7 @@ disk is only SUSPECT, or too few answer, the chunk waits.
 
 import logging
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -56,8 +57,10 @@ class SealJob:
     name = "sealing abandoned chunks"
     idle_s = 1.0
 
-    def __init__(self, context: JobContext) -> None:
+    def __init__(self, context: JobContext, note_sealed: Callable[[ChunkId], None]) -> None:
+        """`note_sealed`: see `ReportBook`, whose lists may be older than a seal."""
         self._context = context
+        self._note_sealed = note_sealed
         self._after: ChunkId = 0
         self._waits: dict[ChunkId, _Wait] = {}
         """Abandoned chunks that could not be sealed yet."""
@@ -126,6 +129,7 @@ class SealJob:
 
     def _commit(self, chunk: Chunk, length: int, lost: tuple[int, ...]) -> None:
         context = self._context
+        self._note_sealed(chunk.chunk)
         context.journal.append(
             SealAbandoned(time_ns=context.now_ns(), chunk=chunk.chunk, length=length, lost=lost)
         )

@@ -186,3 +186,15 @@ def test_chunks_sealed_while_a_report_is_under_way_are_spared() -> None:
     book.finished(2)
     book.want([1], 70)
     assert set(book.spared) == set()
+
+
+def test_what_was_sealed_is_forgotten_once_no_disk_owes_a_report() -> None:
+    book = ReportBook()
+    book.want([1, 2], 50)
+    book.note_sealed(1)
+    book.finished(1)
+    assert set(book.spared) == {1}
+    book.finished(2)
+    assert set(book.spared) == set()
+    book.note_sealed(2)
+    assert set(book.spared) == set()
