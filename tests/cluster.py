@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -317,7 +317,7 @@ class Cluster:
         check: bool = True,
         timeout_s: float = 120.0,
         stdin: bytes = b"",
-        **env: str,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run `dfs ARGS` against this cluster. With `check`, a failure fails the test."""
         done = subprocess.run(
@@ -326,7 +326,7 @@ class Cluster:
             capture_output=True,
             timeout=timeout_s,
             check=False,
-            env=environment(**{"DFS_MASTER": self.master_address, **env}),
+            env=environment(**{"DFS_MASTER": self.master_address, **(env or {})}),
         )
         result = subprocess.CompletedProcess(
             done.args,

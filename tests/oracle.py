@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,8 @@ class Entry:
     mtime_ns: int
     size: int
     content: str
+    same_as: bytes = b""
+    """Hard links: the first path, in order of names, that is the same file."""
 
 
 def snapshot(root: Path | str, *, times: bool = True) -> dict[bytes, Entry]:
@@ -44,6 +46,12 @@ def snapshot(root: Path | str, *, times: bool = True) -> dict[bytes, Entry]:
         for name in (*names, *files):
             path = os.path.join(directory, name)
             entries[os.path.relpath(path, top)] = _entry(path, times)
+    first: dict[int, bytes] = {}
+    for path in sorted(entries):
+        info = os.lstat(os.path.join(top, path))
+        if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
+            same_as = first.setdefault(info.st_ino, path)
+            entries[path] = replace(entries[path], same_as=same_as)
     return entries
 
 
@@ -109,6 +117,8 @@ def make_tree(root: Path, *, seed: int, files: int = 200, odd_names: bool = True
     for number in range(max(3, files // 20)):
         target = rng.choice((rng.choice(paths).name, "../up", "/absolute/nowhere", "dangling"))
         os.symlink(target, rng.choice(directories) / f"link{number}")
+    for number in range(max(2, files // 40)):
+        os.link(rng.choice(paths), rng.choice(directories) / f"hard{number}")
     (root / "empty-directory").mkdir()
     for path in paths:
         path.chmod(rng.choice((0o644, 0o600, 0o755, 0o444, 0o640, 0o4755)))

@@ -436,6 +436,9 @@ class FragmentFile:
             self._directory_synced = True
         try:
             self.index = self._read_footer(size)
+            if promised is None:
+                # A power cut may have kept the footer and lost records before it.
+                self._verify(self.index)
         except CorruptError as error:
             if promised is None:
                 self._recover(size)
@@ -447,7 +450,7 @@ class FragmentFile:
                 )  # fmt: skip
             return
         if promised is None:
-            # The server died between the footer and the name.
+            # The server died between the footer and the name, and all is there.
             os.fdatasync(self._fd)
             self._finish_seal()
         elif self.index.length != promised:
@@ -459,6 +462,23 @@ class FragmentFile:
         tail = os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
         length = footer_bytes(decode_tail(tail, self.header, size))
         return decode_footer(os.pread(self._fd, length, size - length), self.header)
+
+    def _verify(self, index: BlockIndex) -> None:
+        """Read all records. Raises CorruptError unless they are intact and as the index says."""
+        header = self.header
+        first, count = 0, len(index)
+        while first < count:
+            start = index.start_of(first)
+            last = first + 1
+            while last < count and index.start_of(last + 1) - start <= _SCAN_BYTES:
+                last += 1
+            data = os.pread(self._fd, index.start_of(last) - start, start)
+            records = parse_records(
+                memoryview(data), chunk=header.chunk, content_index=header.content_index
+            )
+            if [record.header.raw_end for record in records] != list(index.raw_ends[first:last]):
+                raise CorruptError(f"{self.path}: its records are not those of its index")
+            first = last
 
     def _recover(self, size: int) -> None:
         """Bring an open fragment back to its last good record after a crash."""

@@ -23,8 +23,9 @@ Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence num
 Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache` -> `fetcher`
 (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.
 
-Writing: `open_file` -> `writer` (blocks of one file) -> `chunk_writers`, `chunk_writer` (blocks
-of many files into chunks) -> `open_chunk` (fragments of one chunk); `avoidance` of failed disks.
+Writing: `open_file` -> `writer` (the `pieces` of one file) -> `chunk_writers`, `chunk_writer`
+(blocks of many files into chunks) -> `open_chunk` (fragments of one chunk); `avoidance` of disks
+that failed.
 
 Errors are those of `dfs.core.errors`: all of them `OSError`s with an errno.
 """

@@ -12,9 +12,11 @@ fragments fail, the runs that are not safe go to a new chunk on other disks; raw
 until they are acknowledged.
 """
 
+import errno
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import trio
@@ -22,6 +24,7 @@ import trio
 from dfs.client.avoidance import Avoidance
 from dfs.client.meta import Meta
 from dfs.client.open_chunk import ChunkBrokenError, OpenChunk, Run
+from dfs.client.reports import Reports
 from dfs.client.resolver import Resolver
 from dfs.client.retry import OnUnavailable, Patience, worth_retrying
 from dfs.core.block import BLOCK_BYTES, BLOCKS_MAX, EncodedBlock, encode_block
@@ -42,8 +45,12 @@ RUN_BYTES: Final = 1024 * 1024
 RUNS_IN_FLIGHT: Final = 6
 IN_FLIGHT_BYTES: Final = 32 * 1024 * 1024
 """Raw bytes submitted and not acknowledged, over all writers of a client."""
+_RAW_RUNS: Final = 3
+"""After so many runs that do not compress, the next one is not expected to."""
 _AHEAD_BYTES: Final = CHUNK_MAX_BYTES // 4
 """With this much in a chunk, the next one is allocated."""
+_SEAL_AGAIN_S: Final = 10.0
+"""Between two attempts to seal a chunk at a master that does not answer."""
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +58,9 @@ log = logging.getLogger(__name__)
 class Ticket:
     """Pieces on their way to the disks. Created by `ChunkWriter.submit`."""
 
-    __slots__ = ("_chunks", "_done", "_missing", "error", "places", "size")
+    __slots__ = ("_chunks", "_done", "_missing", "_on_done", "_settled", "error", "places", "size")
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int], on_done: Callable[["Ticket"], None]) -> None:
         self.places: list[tuple[ChunkId, int]] = [(0, 0)] * len(lengths)
         """Chunk and raw offset of each piece; valid after `wait`."""
         self.size = sum(lengths)
@@ -61,8 +68,11 @@ class Ticket:
         self._missing = len(lengths)
         self._chunks: list[OpenChunk] = []
         self._done = trio.Event()
+        self._on_done = on_done
+        self._settled = False
+        """Holds no chunk any more, whatever of it still arrives on the disks."""
         if not lengths:
-            self._done.set()
+            self._finish()
 
     @property
     def done(self) -> bool:
@@ -81,23 +91,35 @@ class Ticket:
 
     def settle(self) -> None:
         """The extents are committed, or will never be: the chunks may be sealed. Repeatable."""
+        self._settled = True
         chunks, self._chunks = self._chunks, []
         for chunk in chunks:
             chunk.release()
 
+    def abandon(self) -> None:
+        """As `settle`, for chunks that the master no longer takes: they get nothing more."""
+        for chunk in self._chunks:
+            chunk.close()
+        self.settle()
+
     def _place(self, position: int, chunk: OpenChunk, offset: int) -> None:
         self.places[position] = (chunk.chunk, offset)
-        if chunk not in self._chunks:
+        if not self._settled and chunk not in self._chunks:
             self._chunks.append(chunk)
             chunk.hold()
         self._missing -= 1
-        if not self._missing:
-            self._done.set()
+        if not self._missing and not self.done:
+            self._finish()
 
     def _fail(self, error: DfsError) -> None:
         if not self._done.is_set():
             self.error = error
-            self._done.set()
+            self.settle()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._done.set()
+        self._on_done(self)
 
 
 class _Piece:
@@ -122,6 +144,7 @@ class WriteContext:
         meta: Meta,
         pool: Pool,
         resolver: Resolver,
+        reports: Reports,
         workers: Workers,
         nursery: trio.Nursery,
         near: str,
@@ -129,6 +152,7 @@ class WriteContext:
         self.meta = meta
         self.pool = pool
         self.resolver = resolver
+        self.reports = reports
         self.workers = workers
         self.nursery = nursery
         self.near = near
@@ -152,6 +176,9 @@ class ChunkWriter:
         self._unsynced: dict[ChunkId, OpenChunk] = {}
         self._pumping = False
         self._closed = False
+        self._closing = trio.Event()
+        self._raw_runs = 0
+        """Runs in a row that did not compress."""
         self._broken: list[tuple[ChunkId, DfsError]] = []
         """Chunks that broke since the last run that was good, and why."""
         self._trouble: Patience | None = None
@@ -160,25 +187,20 @@ class ChunkWriter:
 
     async def submit(self, raws: Sequence[Buffer]) -> Ticket:
         """Queue pieces of 1 to BLOCK_BYTES bytes each; none of them may be changed any more."""
-        ticket = Ticket([len(raw) for raw in raws])
-        if not raws:
-            return ticket
-        await self._context.budget.acquire(min(ticket.size, IN_FLIGHT_BYTES))
+        lengths = [len(raw) for raw in raws]
+        await self._context.budget.acquire(_charge(sum(lengths)))
+        ticket = Ticket(lengths, self._give_back)
         if self._closed:
-            self._context.budget.release(min(ticket.size, IN_FLIGHT_BYTES))
-            raise _closed()
+            ticket._fail(_closed())
+            return ticket
         for position, raw in enumerate(raws):
             self._order += 1
             self._queue.append(_Piece(ticket, position, raw, self._order))
-        self._context.nursery.start_soon(self._give_back_when_done, ticket)
         self._start_pump()
         return ticket
 
-    async def _give_back_when_done(self, ticket: Ticket) -> None:
-        try:
-            await ticket._done.wait()
-        finally:
-            self._context.budget.release(min(ticket.size, IN_FLIGHT_BYTES))
+    def _give_back(self, ticket: Ticket) -> None:
+        self._context.budget.release(_charge(ticket.size))
 
     def session_replaced(self) -> None:
         """Chunks of an expired session are of no more use."""
@@ -211,6 +233,7 @@ class ChunkWriter:
         while self._queue or self._runs:
             await self._idle.park()
         self._closed = True
+        self._closing.set()
         self._retire(self._current)
         self._retire(self._ahead)
         self._current = self._ahead = None
@@ -281,15 +304,7 @@ class ChunkWriter:
     async def _write(self, chunk: OpenChunk, run: Run, blocks: list[_Block]) -> None:
         try:
             try:
-                encoded = await self._context.workers.run(
-                    _encode,
-                    chunk.chunk,
-                    run.first_block,
-                    run.start,
-                    blocks,
-                    chunk.redundancy,
-                    self.policy.compression,
-                )
+                encoded = await self._encode(chunk, run, blocks)
             except BaseException:
                 chunk.abandon(run)
                 raise
@@ -316,6 +331,30 @@ class ChunkWriter:
             self._runs -= 1
             self._start_pump()
             self._idle.unpark_all()
+
+    async def _encode(self, chunk: OpenChunk, run: Run, blocks: list[_Block]) -> list[EncodedBlock]:
+        """Compress, split and checksum; in a thread, unless that takes longer than the work.
+
+        Checksums alone are so quick that handing them to a thread and back, with three
+        hand-overs of the interpreter's lock for each block, costs several times as much.
+        """
+        level = self.policy.compression
+        work = partial(
+            _encode_blocks,
+            chunk.chunk,
+            run.first_block,
+            run.start,
+            blocks,
+            chunk.redundancy,
+            level,
+        )
+        if chunk.redundancy.k == 1 and (level is None or self._raw_runs >= _RAW_RUNS):
+            encoded = work()
+        else:
+            encoded = await self._context.workers.run(work)
+        raw = all(len(block.fragments[0][1]) == block.raw_length for block in encoded)
+        self._raw_runs = self._raw_runs + 1 if raw else 0
+        return encoded
 
     def _take_back(self, blocks: list[_Block]) -> None:
         """Queue pieces again, in their old order, before all that came later."""
@@ -426,10 +465,11 @@ class ChunkWriter:
             self._allocating = False
             self._idle.unpark_all()
 
-    def _disk_failed(self, disk: DiskLocation, error: DfsError) -> None:
+    def _disk_failed(self, chunk: ChunkId, disk: DiskLocation, error: DfsError) -> None:
         self._context.avoidance.note(disk.disk, error)
         if isinstance(error, UnavailableError):
             self._context.resolver.failed(disk.address)
+            self._context.reports.add(chunk, disk.disk, "unreachable")
 
     def _retire(self, chunk: OpenChunk | None) -> None:
         """See to it that a chunk is sealed once nothing of it is in flight or uncommitted."""
@@ -446,18 +486,33 @@ class ChunkWriter:
             if chunk.synced:
                 self._unsynced.pop(chunk.chunk, None)
             await chunk.released()
-            if chunk.owner == self._context.meta.session.current_id:
-                await self._context.meta.seal_chunk(chunk.chunk, chunk.good_length, chunk.lost)
-        except SessionError as error:
-            log.info("chunk %d is left to the master to seal: %s", chunk.chunk, error)
-        except DfsError as error:
-            log.warning("chunk %d could not be sealed: %s", chunk.chunk, error)
+            await self._seal(chunk)
         finally:
             del self._finishing[chunk.chunk]
             self._idle.unpark_all()
 
+    async def _seal(self, chunk: OpenChunk) -> None:
+        """Seal at the master, again and again while it is away, until the client closes."""
+        meta = self._context.meta
+        while chunk.owner == meta.session.current_id:
+            last = self._closed
+            try:
+                await meta.seal_chunk(chunk.chunk, chunk.good_length, chunk.lost)
+            except DfsError as error:
+                if isinstance(error, SessionError) or error.errno == errno.ESTALE:
+                    log.info("chunk %d is left to the master to seal: %s", chunk.chunk, error)
+                    return
+                if last or not worth_retrying(error):
+                    log.warning("chunk %d could not be sealed: %s", chunk.chunk, error)
+                    return
+                log.info("chunk %d is not sealed yet: %s", chunk.chunk, error)
+                with trio.move_on_after(_SEAL_AGAIN_S):
+                    await self._closing.wait()
+            else:
+                return
 
-def _encode(
+
+def _encode_blocks(
     chunk: ChunkId,
     first_block: int,
     start: int,
@@ -472,6 +527,11 @@ def _encode(
         encoded.append(encode_block(chunk, index, offset, raw, redundancy=redundancy, level=level))
         offset += len(raw)
     return encoded
+
+
+def _charge(size: int) -> int:
+    """What a ticket takes of the budget; a very large one takes all of it."""
+    return min(size, IN_FLIGHT_BYTES)
 
 
 def _closed() -> DfsError:

@@ -2,17 +2,18 @@
 
 import logging
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
 
 from dfs.client.chunk_writer import ChunkWriter, WriteContext
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, refuse
-from dfs.core.ids import PolicyId
+from dfs.core.ids import InodeId, PolicyId
 from dfs.core.policy import Policy
 
 HELD_TOTAL_BYTES: Final = 96 * 1024 * 1024
-"""With so many raw bytes held by all files, all of them commit."""
+"""With so many raw bytes held by all files, all of them commit, and writing waits."""
 WRITE_BACK_S: Final = 5.0
 """How long written bytes stay unpublished when nobody flushes."""
 _CLOSE_TIMEOUT_S: Final = 15.0
@@ -29,6 +30,7 @@ class ChunkWriters:
         self._writers: dict[PolicyId, ChunkWriter] = {}
         self._dirty: dict[FileWriter, None] = {}
         self._held = 0
+        self._committing: WeakValueDictionary[InodeId, trio.Lock] = WeakValueDictionary()
         context.meta.session.on_replaced.append(self._session_replaced)
 
     @property
@@ -75,6 +77,22 @@ class ChunkWriters:
         if change > 0 and self._held > HELD_TOTAL_BYTES:
             for dirty in self._dirty:
                 dirty.start_commit(partial=True)
+
+    async def make_room(self) -> None:
+        """Wait until less than the limit is held.
+
+        Raises:
+            DfsError: what is held could not be published; see `FileWriter.commit`.
+        """
+        while self._held >= HELD_TOTAL_BYTES:
+            await max(self._dirty, key=lambda writer: writer.held_bytes).commit()
+
+    def committing(self, ino: InodeId) -> trio.Lock:
+        """Held while a file is committed, also when it was closed and opened again meanwhile."""
+        lock = self._committing.get(ino)
+        if lock is None:
+            lock = self._committing[ino] = trio.Lock()
+        return lock
 
     async def write_back(self) -> None:
         """Publish what nobody flushes, a few seconds after it was written. Runs for ever."""

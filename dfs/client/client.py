@@ -99,6 +99,7 @@ class Client(PathOperations):
                 meta=meta,
                 pool=pool,
                 resolver=self.resolver,
+                reports=self.reports,
                 workers=workers,
                 nursery=nursery,
                 near=near,
@@ -144,6 +145,7 @@ class Client(PathOperations):
     async def _create(self, path: bytes, mode: int, exclusive: bool, access: int) -> OpenFile:
         for _ in range(_SYMLINKS_MAX):
             parent, name = await self._parent(path)
+            releases = self.files.releases
             try:
                 inode = await self.meta.create(
                     parent.ino, name, mode, exclusive=exclusive, open=True, access=access
@@ -157,7 +159,7 @@ class Client(PathOperations):
                 if link.target.startswith(b"/"):
                     path = link.target
             else:
-                return self.files.adopt(inode, access)
+                return await self.files.adopt_or_open(inode, access, releases)
         raise refuse(errno.ELOOP, show(path))
 
     async def read_file(self, path: AnyPath) -> bytes:

@@ -39,12 +39,14 @@ class ExtentMap:
         """Fetch what is not known of [start, end); the inode as it is now, if it was asked for."""
         inode: Inode | None = None
         while not self.knows(start, end):
+            known = self.version
             gap = self._known.gaps(start, end)[0][0]
             reply = await self._meta.extents(self._ino, gap, limit=_PAGE)
             inode = reply.inode
-            if inode.version < self.version:
+            if known <= inode.version < self.version:
                 continue  # overtaken by a commit of our own
-            if inode.version > self.version or len(self._extents) > _SPANS_MAX:
+            # Less than was known before asking: a power cut took changes from the master.
+            if inode.version != self.version or len(self._extents) > _SPANS_MAX:
                 self.forget(inode.version)
             self._resolver.learn(reply.layout)
             for extent in reply.extents:
@@ -66,8 +68,7 @@ class ExtentMap:
 
     def committed(self, inode: Inode, extents: Sequence[Extent], changes: int = 1) -> None:
         """This client has put `extents` into the file by `changes` operations: `inode` after."""
-        if inode.version <= self.version:
-            return
+        # Also where it is older: better to ask again than to keep what the master may have lost.
         if inode.version != self.version + changes:
             self.forget(inode.version)
             return

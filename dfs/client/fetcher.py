@@ -27,7 +27,7 @@ from dfs.core.block import (
     parse_header,
     parse_record,
 )
-from dfs.core.chunk import Chunk
+from dfs.core.chunk import Chunk, ChunkState
 from dfs.core.errors import (
     CorruptError,
     DeadlineError,
@@ -45,7 +45,7 @@ from dfs.wire.pool import Pool
 FETCH_MAX_BYTES: Final = READ_MAX_BYTES
 READ_TIMEOUT_S: Final = 10.0
 _INLINE_BYTES: Final = 256 * 1024
-"""Answers up to this size are verified here; a hop to a thread would cost more."""
+"""Answers up to this size are decoded here; a hop to a thread would cost more."""
 _HEDGE_SHARE: Final = 0.05
 _HEDGE_SAVED_MAX: Final = 10.0
 _PATIENCE_S: Final = 2.0
@@ -86,30 +86,31 @@ class Fetcher:
         away as `on_unavailable` says.
 
         Raises:
-            StaleExtentError: the master no longer knows the chunk.
+            StaleExtentError: no file refers to the chunk any more.
             UnavailableError: too few of its disks can be reached.
             CorruptError: they can, and do not have the bytes any more.
         """
         patience = self._meta.link.patience()
         known: object = None
+        error: DfsError | None = None
         while True:
-            chunk = await self._resolver.chunk(chunk_id, refresh=known is not None)
-            if chunk is None:
+            # Whatever went wrong, the chunk may have moved, or be of no file any more.
+            chunk = await self._resolver.chunk(chunk_id, refresh=error is not None)
+            if chunk is None or chunk.state == ChunkState.DOOMED:
+                self._resolver.forget(chunk_id)
                 raise StaleExtentError(f"chunk {chunk_id} is gone")
             sources = self._resolver.sources(chunk)
+            layout = (chunk.fragments, sorted((s.disk.disk, s.disk.address) for s in sources))
+            if error is not None and layout == known and not worth_retrying(error):
+                raise error
             attempt = _Attempt(self, chunk, offset, offset + length)
             slabs = await attempt.run(sources)
             if slabs is not None:
                 return slabs
             error = attempt.failure()
-            layout = (chunk.fragments, sorted((s.disk.disk, s.disk.address) for s in sources))
-            if known is None or known != layout:
-                # It may have moved: ask the master once, whatever the error.
-                known = layout
-                continue
-            if not worth_retrying(error):
-                raise error
-            await patience.pause(error)
+            if layout == known and worth_retrying(error):
+                await patience.pause(error)
+            known = layout
 
     def take_hedge(self) -> bool:
         """Whether one more request may be sent to save time: a twentieth of all, and a reserve."""
@@ -132,14 +133,13 @@ class Fetcher:
         except DfsError as error:
             if isinstance(error, UnavailableError):
                 self._resolver.failed(address)
-            else:
-                self._report(chunk, source, error)
+            self._report(chunk, source, error)
             raise
         finally:
             self._resolver.ended(address, length)
         self._resolver.answered(address, length, trio.current_time() - begun)
         index = source.fragment.index if chunk.k > 1 else 0
-        if len(payload) <= _INLINE_BYTES:
+        if len(payload) <= _INLINE_BYTES or _is_raw(payload, chunk, index):
             answer = _verify(payload, chunk, index)
         else:
             answer = await self._workers.run(_verify, payload, chunk, index)
@@ -166,7 +166,7 @@ class Fetcher:
             reason = "corrupt"
         elif isinstance(error, FragmentError):
             reason = "missing"
-        elif not isinstance(error, DiskError):
+        elif not isinstance(error, DiskError | UnavailableError):
             return
         self._reports.add(chunk.chunk, source.disk.disk, reason)
 
@@ -271,17 +271,20 @@ class _Attempt:
         return self._fetcher.hedge_after_s(source, end - start)
 
     async def _ask(self, source: Source, gap: tuple[int, int], active: dict[Source, float]) -> None:
+        rest: tuple[int, int] | None = gap
         try:
-            answer = await self._fetcher.ask(self._chunk, source, *gap)
+            while rest is not None:
+                answer = await self._fetcher.ask(self._chunk, source, *rest)
+                rest = self._add(source, answer, rest)
+                active[source] = trio.current_time()
         except DfsError as error:
             self._errors[source] = error
-        else:
-            self._add(source, answer, gap)
         finally:
             active.pop(source, None)
             self._changed.unpark_all()
 
-    def _add(self, source: Source, answer: _Answer, gap: tuple[int, int]) -> None:
+    def _add(self, source: Source, answer: _Answer, gap: tuple[int, int]) -> tuple[int, int] | None:
+        """Take over an answer; what to ask of the source next, where the answer was cut."""
         index = source.fragment.index if self._chunk.k > 1 else 0
         for record in answer.records:
             header = record.header
@@ -298,10 +301,16 @@ class _Attempt:
         self._slabs += answer.slabs
         if answer.problem is not None:
             self._errors[source] = answer.problem
-        elif _covers([record.header for record in answer.records], *gap) is not None:
-            self._errors[source] = self._fetcher.short(self._chunk, source)
-        else:
+            return None
+        rest = _covers([record.header for record in answer.records], *gap)
+        if rest is None:
             self._full += 1
+        elif rest[0] > gap[0]:
+            # Servers bound the size of an answer: of many tiny blocks it has the first ones.
+            return rest
+        else:
+            self._errors[source] = self._fetcher.short(self._chunk, source)
+        return None
 
     def _usable(self, group: _Group) -> bool:
         return len(group.payloads) >= self._chunk.k
@@ -349,6 +358,15 @@ def _covers(headers: list[RecordHeader], offset: int, end: int) -> tuple[int, in
         first = at if first is None else first
         last = end
     return None if first is None else (first, last)
+
+
+def _is_raw(payload: memoryview, chunk: Chunk, index: int) -> bool:
+    """Whether nothing is to be done but checksums, as far as the first record tells."""
+    try:
+        header = parse_header(payload, chunk=chunk.chunk, content_index=index)
+    except CorruptError:
+        return True
+    return header.codec == CODEC_RAW or chunk.k > 1
 
 
 def _verify(payload: memoryview, chunk: Chunk, index: int) -> _Answer:

@@ -59,7 +59,7 @@ class ChunkBrokenError(UnavailableError):
 class FailureSink(Protocol):
     """Told of every disk that fails an append."""
 
-    def __call__(self, disk: DiskLocation, error: DfsError) -> None: ...
+    def __call__(self, chunk: ChunkId, disk: DiskLocation, error: DfsError) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -268,7 +268,7 @@ class OpenChunk:
             scope.cancel()
         stream.moved.unpark_all()
         self._changed.unpark_all()
-        self._on_failure(stream.disk, error)
+        self._on_failure(self.chunk, stream.disk, error)
 
     # ---------------------------------------------------------------- extents and the end
 

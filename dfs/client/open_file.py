@@ -5,6 +5,10 @@ written and not committed yet, so that handles of one client see each other's wr
 `OpenFiles` counts handles and tells the master which inodes to keep while they are unlinked.
 """
 
+import errno
+import logging
+from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -17,18 +21,25 @@ from dfs.client.interval_map import Span
 from dfs.client.meta import Meta
 from dfs.client.reader import Reader
 from dfs.client.resolver import Resolver
+from dfs.client.retry import worth_retrying
 from dfs.client.together import together
 from dfs.client.writer import FileWriter
-from dfs.core.errors import DfsError
-from dfs.core.ids import ChunkId, InodeId
+from dfs.core.errors import DfsError, FileSystemError, from_wire
+from dfs.core.ids import ChunkId, InodeId, SessionId
 from dfs.core.inode import Extent, Inode
-from dfs.wire.messages import Cred, Open, SetAttr
+from dfs.wire.messages import Access, Cred, SetAttr
 
 READ_STEP_BYTES: Final = 4 * 1024 * 1024
 """Requests are cut at multiples of this in the file, which are block boundaries too."""
 _READS_AT_ONCE: Final = 4
+_RELEASED_MAX: Final = 10_000
+_STALE_MAX: Final = 5
+"""So often a read starts anew because others overwrote the file meanwhile."""
+_REOPEN_AGAIN_S: Final = 1.0
 
 Part = bytes | memoryview
+
+log = logging.getLogger(__name__)
 
 
 class OpenFile:
@@ -41,6 +52,10 @@ class OpenFile:
         self.handles = 0
         self.access = 0
         """What the session has it open for (Access)."""
+        self.grants: dict[Cred | None, int] = {}
+        """The same, by who asked for it."""
+        self.lost: DfsError | None = None
+        """Why the master would not have it open in a new session."""
         self.extents = ExtentMap(inode.ino, files.meta, files.resolver)
         self.writer: FileWriter | None = None
         self._files = files
@@ -56,9 +71,18 @@ class OpenFile:
     def dirty(self) -> bool:
         return self.writer is not None and self.writer.dirty
 
-    def learn(self, inode: Inode) -> None:
-        """Take over a newer state of the inode."""
-        if inode.version >= self.inode.version:
+    @property
+    def version(self) -> int:
+        """The inode's, as last heard of."""
+        return self.inode.version
+
+    def learn(self, inode: Inode, *, since: int = -1) -> None:
+        """Take over a newer state of the inode.
+
+        `since` is the version that was known before the master was asked. An older one in the
+        answer says that a power cut took the last changes from the master.
+        """
+        if inode.version >= self.inode.version or inode.version < since:
             self.inode = inode
 
     # ---------------------------------------------------------------- reading
@@ -72,20 +96,21 @@ class OpenFile:
         """
         if self.writer is not None and self.writer.appending:
             await self.writer.commit()
-        for last_try in (False, True):
+        for tries in range(1, _STALE_MAX + 1):
             end = min(offset + length, self.size)
             if offset >= end:
                 return []
             while not self.extents.knows(offset, end):
+                since = self.version
                 inode = await self.extents.ensure(offset, end)
                 if inode is not None:
-                    self.learn(inode)
+                    self.learn(inode, since=since)
             # No await up to here: the plan is of one moment.
             plan = self._plan(offset, end)
             try:
                 return await self._carry_out(plan)
             except StaleExtentError:
-                if last_try:
+                if tries == _STALE_MAX:
                     raise
                 self.extents.forget()
         raise AssertionError
@@ -153,37 +178,53 @@ class OpenFile:
 
     # ---------------------------------------------------------------- writing
 
+    def _check(self) -> None:
+        """Raises DfsError if it was open for writing, and is not any more."""
+        if self.lost is not None and self.access & Access.WRITE:
+            raise from_wire(self.lost.to_wire())
+
     async def _open_writer(self) -> FileWriter:
         async with self._opening_writer:
             if self.writer is None:
                 files = self._files
                 chunks = await files.writers.of(self.inode.policy)
                 self.writer = FileWriter(
-                    self.ino, files.meta, chunks, files.nursery, files.writers, self._committed
+                    self.ino, files.meta, chunks, files.nursery, files.writers, self
                 )
             return self.writer
 
-    def _committed(self, inode: Inode, extents: list[Extent], operations: int) -> None:
-        self.extents.committed(inode, extents, operations)
-        self.learn(inode)
+    def committed(
+        self, inode: Inode, extents: list[Extent] | None, operations: int, since: int
+    ) -> None:
+        """See `writer.Owner`."""
+        if extents is None or inode.version < since + operations:
+            self.extents.forget(inode.version)
+        else:
+            self.extents.committed(inode, extents, operations)
+        # A commit that does not come after what was known: the master has lost that.
+        self.learn(inode, since=since + operations if extents is not None else since)
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
+        self._check()
         writer = self.writer or await self._open_writer()
         await writer.write(offset, data)
 
     async def append(self, data: bytes) -> None:
         """Write at the end of the file, wherever it is when the bytes are published."""
+        self._check()
         writer = self.writer or await self._open_writer()
         await writer.append(data)
 
     async def flush(self) -> None:
         """Publish what was written. Raises DfsError; the bytes are kept for another try."""
+        self._check()
         if self.writer is not None:
             await self.writer.commit()
 
     async def sync(self) -> None:
         """Publish what was written, and return when it is on the disks."""
+        self._check()
         if self.writer is not None:
             await self.writer.sync()
         await self._files.meta.sync()
@@ -191,10 +232,12 @@ class OpenFile:
     async def set_attr(self, change: SetAttr, *, cred: Cred | None = None) -> Inode:
         """chmod, chown, utimens, truncate: after what was written before."""
         await self.flush()
+        since = self.version
         inode = await self._files.meta.set_attr(change, cred=cred)
         if inode.version != self.extents.version:
             self.extents.forget(inode.version)
-        self.inode = inode
+        # A change of our own that came after may have been answered before.
+        self.learn(inode, since=since)
         return inode
 
 
@@ -216,6 +259,10 @@ class OpenFiles:
         self.nursery = nursery
         self._open: dict[InodeId, OpenFile] = {}
         self._locks: dict[InodeId, tuple[trio.Lock, int]] = {}
+        self.releases = 0
+        """Inodes released so far."""
+        self._released: OrderedDict[InodeId, int] = OrderedDict()
+        """The last ones, and which release it was."""
         meta.session.on_replaced.append(self._session_replaced)
 
     def get(self, ino: InodeId) -> OpenFile | None:
@@ -225,9 +272,14 @@ class OpenFiles:
     async def open(self, ino: InodeId, access: int, *, cred: Cred | None = None) -> OpenFile:
         """A handle on an inode. The master checks the permission. Give it back to `close`."""
         async with _KeyLock(self._locks, ino):
-            return self.adopt(await self.meta.open(ino, access, cred=cred), access)
+            known = self._open.get(ino)
+            since = known.version if known is not None else -1
+            inode = await self.meta.open(ino, access, cred=cred)
+            if known is not None and inode.version < since:
+                known.learn(inode, since=since)
+            return self.adopt(inode, access, cred=cred)
 
-    def adopt(self, inode: Inode, access: int) -> OpenFile:
+    def adopt(self, inode: Inode, access: int, *, cred: Cred | None = None) -> OpenFile:
         """A handle on an inode that an operation (Open, Create, Unnamed) has just opened."""
         file = self._open.get(inode.ino)
         if file is None:
@@ -237,6 +289,8 @@ class OpenFiles:
             file.extents.forget(inode.version)
         file.learn(inode)
         file.access |= access
+        file.grants[cred] = file.grants.get(cred, 0) | access
+        file.lost = None
         file.handles += 1
         return file
 
@@ -250,24 +304,41 @@ class OpenFiles:
             if not discard:
                 await file.flush()
         finally:
-            with trio.CancelScope(shield=True) as scope:
-                scope.deadline = trio.current_time() + 5.0
-                await self._give_back(file)
-
-    async def _give_back(self, file: OpenFile) -> None:
-        async with _KeyLock(self._locks, file.ino):
             file.handles -= 1
-            if file.handles:
+            if not file.handles:
+                if file.writer is not None:
+                    file.writer.discard()
+                # In a client that is closing, the session's end releases it.
+                with suppress(RuntimeError):
+                    self.nursery.start_soon(self._release, file)
+
+    async def _release(self, file: OpenFile) -> None:
+        """Tell the master, unless somebody has opened the file meanwhile."""
+        async with _KeyLock(self._locks, file.ino):
+            if file.handles or self._open.get(file.ino) is not file:
                 return
-            if file.writer is not None:
-                file.writer.discard()
-            if self._open.get(file.ino) is file:
-                del self._open[file.ino]
+            del self._open[file.ino]
             try:
                 await self.meta.release(file.ino)
-            except DfsError:
+            except DfsError as error:
                 # The session's end releases it.
-                return
+                log.debug("inode %d was not released: %s", file.ino, error)
+            # Counted when it is done: it may have been repeated up to now.
+            self.releases += 1
+            self._released[file.ino] = self.releases
+            self._released.move_to_end(file.ino)
+            if len(self._released) > _RELEASED_MAX:
+                self._released.popitem(last=False)
+
+    async def adopt_or_open(self, inode: Inode, access: int, releases: int) -> OpenFile:
+        """`adopt` what a Create gave that was sent when `releases` was as given.
+
+        If it gave a file that was there, and that this client has released meanwhile or is
+        about to, the release may come second: the file is opened again.
+        """
+        if inode.ino in self._locks or self._released.get(inode.ino, 0) > releases:
+            return await self.open(inode.ino, access)
+        return self.adopt(inode, access)
 
     async def flush(self) -> None:
         """Publish what all open files hold. Raises the first DfsError, after trying all."""
@@ -282,15 +353,37 @@ class OpenFiles:
 
     def _session_replaced(self) -> None:
         """The new session has nothing open: open it all again."""
-        if self._open:
-            self.nursery.start_soon(self._reopen, list(self._open.values()))
+        for file in self._open.values():
+            self.nursery.start_soon(self._reopen, file, self.meta.session.current_id)
 
-    async def _reopen(self, files: list[OpenFile]) -> None:
+    async def _reopen(self, file: OpenFile, session: SessionId) -> None:
+        """Open a file under a session that is new, until it is done or refused."""
+        while self.meta.session.current_id in (session, 0):
+            async with _KeyLock(self._locks, file.ino):
+                if not file.handles or self._open.get(file.ino) is not file:
+                    return
+                try:
+                    for cred, access in list(file.grants.items()):
+                        await self._open_again(file, access, cred)
+                except DfsError as error:
+                    if not worth_retrying(error):
+                        log.warning("inode %d cannot be opened again: %s", file.ino, error)
+                        file.lost = error
+                        return
+                    log.info("inode %d is not open yet in session %d: %s", file.ino, session, error)
+                else:
+                    file.lost = None
+                    return
+            await trio.sleep(_REOPEN_AGAIN_S)
+
+    async def _open_again(self, file: OpenFile, access: int, cred: Cred | None) -> None:
         try:
-            await self.meta.apply(*(Open(file.ino, file.access) for file in files))
-        except DfsError:
-            # They stay usable while they have a name.
-            return
+            await self.meta.open(file.ino, access, cred=cred)
+        except FileSystemError as error:
+            if error.errno == errno.EACCES:
+                # Who may no longer write to it may at least go on reading.
+                await self.meta.open(file.ino, 0, cred=cred)
+            raise
 
 
 class _KeyLock:

@@ -12,8 +12,11 @@ from dfs.core.ids import ChunkId, DiskId
 from dfs.wire.messages import FragmentReport
 
 _AGAIN_AFTER_S: Final = 60.0
+_AWAY_AGAIN_AFTER_S: Final = 5.0
 _REMEMBERED_MAX: Final = 10_000
 _GATHER_S: Final = 0.05
+_REPORTS_MAX: Final = 200
+"""In one request."""
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +33,12 @@ class Reports:
 
     def add(self, chunk: ChunkId, disk: DiskId, reason: str) -> None:
         """`reason` is one of those of `FragmentReport`."""
-        key = (chunk, disk, reason)
+        # A server that is away is one piece of news, whatever chunk was wanted of it.
+        away = reason == "unreachable"
+        key = (0 if away else chunk, disk, reason)
         now = trio.current_time()
         last = self._sent.get(key)
-        if last is not None and now - last < _AGAIN_AFTER_S:
+        if last is not None and now - last < (_AWAY_AGAIN_AFTER_S if away else _AGAIN_AFTER_S):
             return
         log.info("chunk %d on disk %d is %s: telling the master", chunk, disk, reason)
         self._sent[key] = now
@@ -55,7 +60,7 @@ class Reports:
     async def flush(self) -> None:
         """Send what is waiting, now. Never fails: what is not heard is found again."""
         while self._waiting:
-            reports, self._waiting = self._waiting, []
+            reports, self._waiting = self._waiting[:_REPORTS_MAX], self._waiting[_REPORTS_MAX:]
             try:
                 await self._meta.report_fragments(reports)
             except DfsError as error:

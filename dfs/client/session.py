@@ -47,26 +47,23 @@ class _Lease:
         self.cluster = opened.cluster
         self._next = 1
         self._in_flight: OrderedDict[int, None] = OrderedDict()
-        self._room = trio.Condition()
+        self._room = trio.lowlevel.ParkingLot()
 
     async def take(self) -> int:
         """The next number, as soon as the window has room for it."""
         while self._in_flight and self._next - next(iter(self._in_flight)) >= WINDOW:
-            async with self._room:
-                await self._room.wait()
+            await self._room.park()
         sequence = self._next
         self._next += 1
         self._in_flight[sequence] = None
         return sequence
 
-    async def give_back(self, sequence: int) -> None:
+    def give_back(self, sequence: int) -> None:
         """The number has its answer, or nobody will ask for it again."""
         oldest = next(iter(self._in_flight)) == sequence
         del self._in_flight[sequence]
-        if oldest and self._room.statistics().tasks_waiting:
-            with trio.CancelScope(shield=True):
-                async with self._room:
-                    self._room.notify_all()
+        if oldest:
+            self._room.unpark_all()
 
 
 class Session:
@@ -78,6 +75,8 @@ class Session:
         self._rng = rng
         self._lease: _Lease | None = None
         self._opening = trio.Lock()
+        self._replacing = False
+        """A session has expired, and none has been opened since."""
         self.closed = False
         self._opened = trio.Event()
         self.on_replaced: list[Callable[[], None]] = []
@@ -122,7 +121,7 @@ class Session:
                     raise
                 await patience.pause(error)
             finally:
-                await lease.give_back(sequence)
+                lease.give_back(sequence)
 
     async def keep(self) -> None:
         """Renew the session before its lease ends, for ever. Run this in the background."""
@@ -168,6 +167,10 @@ class Session:
                 )
                 self._lease = _Lease(opened)
                 self._opened.set()
+                if self._replacing:
+                    self._replacing = False
+                    for callback in self.on_replaced:
+                        callback()
             return self._lease
 
     async def _expired(self, lease: _Lease, error: SessionError) -> None:
@@ -177,9 +180,9 @@ class Session:
         log.info("session %d is over (%s); opening a new one", lease.session, error.message)
         self._lease = None
         self._opened = trio.Event()
+        # Whoever opens the next one, now or after a failure, makes it known as a replacement.
+        self._replacing = True
         await self._current()
-        for callback in self.on_replaced:
-            callback()
 
     async def _repeat(
         self, request: Message, reply_type: type[R], patience: Patience, *, once: bool = False

@@ -12,7 +12,7 @@ from dfs.client.chunk_writer import ChunkWriter, Ticket
 from dfs.client.local_files import LocalEntry
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.buffers import Buffer
-from dfs.core.errors import NoSpaceError, SessionError, from_wire
+from dfs.core.errors import NoSpaceError, SessionError, WireError, from_wire
 from dfs.core.ids import PolicyId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Put
@@ -118,10 +118,13 @@ class SmallFiles:
                 position += count
             try:
                 results = await job.client.meta.apply(*ops)
+                if any(result.error and _stale(result.error) for result in results):
+                    ticket.abandon()
             except SessionError as error:
                 if job.client.meta.session.closed:
                     raise
                 log.info("%d small files are written again: %s", len(files), error)
+                ticket.abandon()
                 return files
         finally:
             ticket.settle()
@@ -133,7 +136,7 @@ class SmallFiles:
                 job.progress.bytes_done += len(data)
                 continue
             error_of_one = from_wire(result.error)
-            if error_of_one.errno == errno.ESTALE and data:
+            if _stale(result.error) and data:
                 again.append((entry, parent, data))
             elif isinstance(error_of_one, NoSpaceError):
                 raise error_of_one
@@ -141,6 +144,11 @@ class SmallFiles:
                 job.fail(entry.path, error_of_one)
         job.tell()
         return again
+
+
+def _stale(error: WireError) -> bool:
+    """Whether the master knows the chunks not as this session's."""
+    return from_wire(error).errno == errno.ESTALE
 
 
 def _pieces(data: bytes) -> list[Buffer]:

@@ -12,17 +12,18 @@ piece in `overlay` is buffered, pending, or has a ticket.
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import trio
 
 from dfs.client.chunk_writer import ChunkWriter, Ticket
-from dfs.client.interval_map import IntervalMap, Span
+from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta, unwrap
 from dfs.client.open_chunk import OpenChunk
+from dfs.client.pieces import Piece, appended_extents, extents_of, share_bytes, shifted
 from dfs.core.block import BLOCK_BYTES
-from dfs.core.errors import DfsError, SessionError
+from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire
 from dfs.core.ids import InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Commit, Cred
@@ -33,7 +34,7 @@ BUFFERED_MAX_PIECES: Final = 256
 COMMIT_BYTES: Final = 16 * 1024 * 1024
 """With so much held, a commit is started in the background."""
 HELD_MAX_BYTES: Final = 64 * 1024 * 1024
-"""With so much held by a file, writing waits for a commit."""
+"""With so much held by a file, nothing more is taken before a commit."""
 _SUBMIT_BYTES: Final = 1024 * 1024
 _EXTENTS_MAX: Final = 1000
 _REWRITES_MAX: Final = 3
@@ -41,30 +42,64 @@ _REWRITES_MAX: Final = 3
 log = logging.getLogger(__name__)
 
 
-class Piece:
-    """Bytes of a file that become one extent (or several, where later writes cover parts)."""
-
-    __slots__ = ("data", "position", "start", "ticket")
-
-    def __init__(self, start: int, data: bytes | bytearray | memoryview) -> None:
-        self.start = start
-        self.data = data
-        self.ticket: Ticket | None = None
-        self.position = 0
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.data)
-
-
 class Holder(Protocol):
     """What the bytes held by all writers of a client are counted with."""
 
     def held(self, writer: "FileWriter", change: int) -> None: ...
 
+    async def make_room(self) -> None:
+        """Wait until more may be held. Raises DfsError."""
+
+    def committing(self, ino: InodeId) -> trio.Lock:
+        """One lock for a file, held while it is committed."""
+
+
+class Owner(Protocol):
+    """The OpenFile of a FileWriter."""
+
+    @property
+    def version(self) -> int:
+        """The inode's, as last heard of."""
+
+    def committed(
+        self, inode: Inode, extents: list[Extent] | None, operations: int, since: int
+    ) -> None:
+        """`inode` is how the file is after a commit.
+
+        `extents` were put into it by `operations` changes (None: who knows which changes);
+        `since` is the version that was known before the master was asked.
+        """
+
+
+class _Round:
+    """One commit. Everybody who asks before it begins waits for the same."""
+
+    __slots__ = ("done", "error", "partial")
+
+    def __init__(self) -> None:
+        self.partial = False
+        self.done = trio.Event()
+        self.error: DfsError | None = None
+
+
+class _Attempt:
+    """Appended bytes on their way: kept until it is known whether the file has them."""
+
+    __slots__ = ("count", "in_doubt", "length", "ticket")
+
+    def __init__(self, ticket: Ticket, count: int, length: int) -> None:
+        self.ticket = ticket
+        self.count = count
+        """Of the appends it consists of."""
+        self.length = length
+        self.in_doubt = False
+        """A commit was sent, and its answer never came."""
+
 
 class FileWriter:
-    """Owned by an OpenFile, which is told of commits by `on_commit(inode, extents, operations)`."""
+    """Owned by an OpenFile, which is told of commits. They run as tasks of `nursery`, so that
+    a caller who is cancelled leaves none behind whose outcome nobody knows.
+    """
 
     def __init__(
         self,
@@ -73,7 +108,7 @@ class FileWriter:
         chunks: ChunkWriter,
         nursery: trio.Nursery,
         holder: Holder,
-        on_commit: Callable[[Inode, list[Extent], int], None],
+        owner: Owner,
     ) -> None:
         self.overlay: IntervalMap[Piece] = IntervalMap()
         self.held_bytes = 0
@@ -85,18 +120,24 @@ class FileWriter:
         self._chunks = chunks
         self._nursery = nursery
         self._holder = holder
-        self._on_commit = on_commit
+        self._owner = owner
         self._pieces: set[Piece] = set()
         self._buffered: dict[int, Piece] = {}
         """By block of the file. These may still grow."""
         self._buffered_bytes = 0
         self._pending: deque[Piece] = deque()
         self._submitting = trio.Lock()
-        self._committing = trio.Lock()
-        self._background = False
+        self._committing = holder.committing(ino)
+        self._rounds = 0
+        """Commits under way or asked for."""
+        self._next_round: _Round | None = None
+        """Asked for, and not begun."""
         self._unsynced: dict[OpenChunk, None] = {}
         self._appended: deque[bytes] = deque()
         self._appended_bytes = 0
+        self._attempt: _Attempt | None = None
+        """For the first of `_appended`."""
+        self._discards = 0
 
     @property
     def dirty(self) -> bool:
@@ -114,14 +155,19 @@ class FileWriter:
         """Take `data` for [offset, ...); it must never change. May wait for earlier writes.
 
         Raises:
-            DfsError: earlier bytes could not be written. They are kept, and tried again.
+            DfsError: earlier bytes could not be written. They are kept, and tried again; these
+                may or may not have been taken, so write them again.
         """
+        await self._make_room()
         self._take(offset, memoryview(data))
         await self._drain()
-        if self.held_bytes >= HELD_MAX_BYTES:
-            await self.commit(partial=False)
-        elif self.held_bytes - self._buffered_bytes >= COMMIT_BYTES:
+        if self.held_bytes - self._buffered_bytes >= COMMIT_BYTES:
             self.start_commit()
+
+    async def _make_room(self) -> None:
+        while self.held_bytes >= HELD_MAX_BYTES:
+            await self.commit(partial=self.appending)
+        await self._holder.make_room()
 
     def _take(self, offset: int, view: memoryview) -> None:
         """Put bytes into blocks. Does not yield."""
@@ -214,42 +260,77 @@ class FileWriter:
                 try:
                     ticket = await self._chunks.submit([memoryview(p.data) for p in group])
                 except BaseException:
-                    self._pending.extendleft(reversed(group))
+                    self._pending.extendleft(p for p in reversed(group) if p in self._pieces)
                     raise
+                if not self._pieces.intersection(group):
+                    ticket.settle()  # given up meanwhile
                 for position, piece in enumerate(group):
                     piece.ticket = ticket
                     piece.position = position
 
     async def append(self, data: bytes) -> None:
-        """Take `data` for the end of the file, wherever that is when it is committed."""
+        """Take `data` for the end of the file, wherever that is when it is committed.
+
+        Raises:
+            DfsError: earlier bytes could not be written. `data` was not taken.
+        """
         if not data:
             return
+        while self._appended_bytes >= BUFFERED_MAX_BYTES:
+            await self.commit()
+        await self._make_room()
         self._appended.append(data)
         self._appended_bytes += len(data)
         self._hold(len(data))
         if self.dirty_since is None:
             self.dirty_since = trio.current_time()
         if self._appended_bytes >= BUFFERED_MAX_BYTES:
-            await self.commit()
+            self.start_commit(partial=True)
 
     # ---------------------------------------------------------------- committing
 
     def start_commit(self, *, partial: bool = False) -> None:
         """Commit in the background. Failures show at the next commit somebody waits for."""
-        if not self._background:
-            self._background = True
-            self._nursery.start_soon(self._commit_in_background, partial)
+        if self.dirty and not self._rounds:
+            self._ask(partial)
 
-    async def _commit_in_background(self, partial: bool) -> None:
+    def _ask(self, partial: bool) -> _Round:
+        """The commit that publishes what is written now."""
+        if partial:
+            self._release_buffered()
+        found = self._next_round
+        if found is None:
+            found = _Round()
+            try:
+                self._nursery.start_soon(self._run, found)
+            except RuntimeError:
+                raise _closed() from None
+            self._next_round = found
+            self._rounds += 1
+        found.partial = found.partial or partial
+        return found
+
+    async def _run(self, commit: _Round) -> None:
         try:
-            await self.commit(partial=partial)
+            async with self._committing:
+                self._next_round = None
+                await self._publish(commit.partial)
         except DfsError as error:
             log.info("inode %d: not committed yet: %s", self._ino, error)
+            commit.error = error
+        except BaseException:
+            commit.error = _closed()
+            raise
         finally:
-            self._background = False
+            if self._next_round is commit:
+                self._next_round = None
+            self._rounds -= 1
+            commit.done.set()
 
     async def commit(self, *, partial: bool = True) -> None:
         """Publish all that was written before this call; without `partial` not what is buffered.
+
+        Cancelling the caller does not stop it.
 
         Raises:
             DfsError: nothing is lost by that: what was not published is held, and the next
@@ -257,39 +338,47 @@ class FileWriter:
         """
         if not self.dirty:
             return
+        commit = self._ask(partial)
+        await commit.done.wait()
+        if commit.error is not None:
+            raise from_wire(commit.error.to_wire())
+
+    async def _publish(self, partial: bool) -> None:
+        # What failed before this commit was asked for is no reason for it to fail.
+        self._take_back(p for p in self._pieces if p.ticket is not None and p.ticket.error)
+        for rewrites in range(_REWRITES_MAX + 1):
+            try:
+                await self._drain()
+                await self._commit_pieces()
+                break
+            except DfsError as error:
+                # The chunks died with the session; the bytes are still here.
+                if not self._worth_rewriting(error) or rewrites == _REWRITES_MAX:
+                    raise
+                log.info("inode %d: writing again: %s", self._ino, error)
         if partial:
-            self._release_buffered()
-        async with self._committing:
-            for rewrites in range(_REWRITES_MAX + 1):
-                try:
-                    await self._drain()
-                    await self._commit_pieces()
-                    break
-                except DfsError as error:
-                    # The chunks died with the session; the bytes are still here.
-                    if not self._worth_rewriting(error) or rewrites == _REWRITES_MAX:
-                        raise
-                    log.info("inode %d: writing again: %s", self._ino, error)
-            if partial and self._appended:
-                await self._commit_appended()
+            await self._commit_appended()
 
     async def _commit_pieces(self) -> None:
         pieces = {piece for piece in self._pieces if piece.ticket is not None}
         tickets = {piece.ticket: None for piece in pieces if piece.ticket is not None}
         await self._wait(tickets, pieces)
         spans = [span for span in self.overlay if span.value in pieces]
-        extents = _extents(spans)
+        extents = extents_of(spans)
         inode: Inode | None = None
         if extents:
             ops = [
                 Commit(self._ino, tuple(extents[start : start + _EXTENTS_MAX]))
                 for start in range(0, len(extents), _EXTENTS_MAX)
             ]
+            since = self._owner.version
             try:
                 results = await self._meta.apply(*ops, cred=self.cred)
                 inodes = [unwrap(result) for result in results]
             except DfsError as error:
                 if self._worth_rewriting(error):
+                    for ticket in tickets:
+                        ticket.abandon()
                     self._take_back(pieces)
                 raise
             inode = inodes[-1]
@@ -300,7 +389,7 @@ class FileWriter:
             self._unsynced.update(dict.fromkeys(ticket.chunks))
             ticket.settle()
         if inode is not None:
-            self._on_commit(inode, extents, len(ops))
+            self._owner.committed(inode, extents, len(ops), since)
 
     def _worth_rewriting(self, error: DfsError) -> bool:
         """Whether the chunks that the extents name are not this session's any more."""
@@ -321,7 +410,9 @@ class FileWriter:
 
     def _take_back(self, pieces: Iterable[Piece]) -> None:
         """Submit these again: their extents are of no use."""
-        again = sorted(pieces, key=lambda piece: piece.start)
+        again = sorted(
+            (piece for piece in pieces if piece in self._pieces), key=lambda piece: piece.start
+        )
         for piece in again:
             if piece.ticket is not None:
                 piece.ticket.settle()
@@ -333,55 +424,75 @@ class FileWriter:
 
         All appended bytes of one commit stand together in the file.
         """
-        count = len(self._appended)
-        data = b"".join(self._appended)
-        for attempt in range(_REWRITES_MAX + 1):
-            ticket = await self._chunks.submit(
-                [
-                    memoryview(data)[start : start + BLOCK_BYTES]
-                    for start in range(0, len(data), BLOCK_BYTES)
-                ]
-            )
+        rewrites = 0
+        while self._appended:
+            attempt = self._attempt or await self._submit_appended()
             try:
-                await ticket.wait()
-                extents = _appended_extents(ticket, len(data))
+                await attempt.ticket.wait()
+            except DfsError:
+                attempt.ticket.settle()
+                if self._attempt is attempt:
+                    self._attempt = None
+                raise
+            extents = appended_extents(attempt.ticket, attempt.length)
+            since = self._owner.version
+            inode = await self._find(extents) if attempt.in_doubt else None
+            placed: list[Extent] | None = None
+            if inode is None:
+                # Cancelled, or with no answer in time, it may take effect or not.
+                attempt.in_doubt = True
                 op = Commit(self._ino, tuple(extents), append=True)
                 try:
                     inode = await self._meta.do(op, cred=self.cred)
                 except DfsError as error:
                     if not self._worth_rewriting(error):
+                        attempt.in_doubt = not isinstance(error, FileSystemError)
                         raise
                     # Its reply may have been lost, and then the session.
-                    inode = await self._find(extents[0])
+                    inode = await self._find(extents)
                     if inode is None:
-                        if attempt == _REWRITES_MAX:
+                        attempt.ticket.abandon()
+                        if self._attempt is attempt:
+                            self._attempt = None
+                        if rewrites == _REWRITES_MAX:
                             raise
+                        rewrites += 1
                         continue
-                self._unsynced.update(dict.fromkeys(ticket.chunks))
-            finally:
-                ticket.settle()
-            break
-        for _ in range(count):
-            self._appended.popleft()
-        self._appended_bytes -= len(data)
-        self._hold(-len(data))
-        if not self._pieces:
-            self.dirty_since = None
-        if inode is not None:
-            self._on_commit(inode, [], 1)
+                else:
+                    assert inode is not None
+                    placed = shifted(extents, inode.size - attempt.length)
+            if self._attempt is attempt:
+                self._attempt = None
+                self._unsynced.update(dict.fromkeys(attempt.ticket.chunks))
+                attempt.ticket.settle()
+                for _ in range(attempt.count):
+                    self._appended.popleft()
+                self._appended_bytes -= attempt.length
+                self._hold(-attempt.length)
+                if not self.dirty:
+                    self.dirty_since = None
+            self._owner.committed(inode, placed, 1, since)
 
-    async def _find(self, extent: Extent) -> Inode | None:
-        """The inode, if the file refers to the bytes of `extent` somewhere."""
+    async def _submit_appended(self) -> _Attempt:
+        count, discards = len(self._appended), self._discards
+        data = memoryview(b"".join(self._appended))
+        ticket = await self._chunks.submit(
+            [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
+        )
+        attempt = _Attempt(ticket, count, len(data))
+        if discards == self._discards:
+            self._attempt = attempt
+        else:
+            ticket.settle()  # given up meanwhile
+        return attempt
+
+    async def _find(self, extents: Sequence[Extent]) -> Inode | None:
+        """The inode, if the file refers to bytes of `extents` somewhere."""
         after = 0
         while True:
             reply = await self._meta.extents(self._ino, after)
-            for found in reply.extents:
-                if (
-                    found.chunk == extent.chunk
-                    and found.chunk_offset <= extent.chunk_offset
-                    and extent.chunk_offset < found.chunk_offset + found.length
-                ):
-                    return reply.inode
+            if any(share_bytes(found, wanted) for found in reply.extents for wanted in extents):
+                return reply.inode
             if not reply.more or not reply.extents:
                 return None
             after = reply.extents[-1].end
@@ -391,10 +502,12 @@ class FileWriter:
         await self.commit()
         for chunk in list(self._unsynced):
             await self._chunks.sync_chunk(chunk)
-            self._unsynced.pop(chunk, None)
+            if chunk.synced:
+                self._unsynced.pop(chunk, None)
 
     def discard(self) -> None:
-        """Give up all that is not committed."""
+        """Give up all that is not committed. A commit under way may still take effect."""
+        self._discards += 1
         for piece in self._pieces:
             if piece.ticket is not None:
                 piece.ticket.settle()
@@ -404,39 +517,12 @@ class FileWriter:
         self._pending.clear()
         self._drop(list(self._pieces))
         self._hold(-self._appended_bytes)
+        if self._attempt is not None:
+            self._attempt.ticket.settle()
+            self._attempt = None
         self._appended.clear()
         self._appended_bytes = 0
 
 
-def _extents(spans: Iterable[Span[Piece]]) -> list[Extent]:
-    """Where spans of acknowledged pieces lie; what continues each other is one extent."""
-    extents: list[Extent] = []
-    for span in spans:
-        piece = span.value
-        assert piece.ticket is not None
-        chunk, offset = piece.ticket.places[piece.position]
-        _push(extents, Extent(span.start, span.end - span.start, chunk, offset + span.skip))
-    return extents
-
-
-def _appended_extents(ticket: Ticket, length: int) -> list[Extent]:
-    extents: list[Extent] = []
-    for position, (chunk, offset) in enumerate(ticket.places):
-        start = position * BLOCK_BYTES
-        _push(extents, Extent(start, min(BLOCK_BYTES, length - start), chunk, offset))
-    return extents
-
-
-def _push(extents: list[Extent], extent: Extent) -> None:
-    if extents:
-        last = extents[-1]
-        if (
-            last.end == extent.file_offset
-            and last.chunk == extent.chunk
-            and last.chunk_offset + last.length == extent.chunk_offset
-        ):
-            extents[-1] = Extent(
-                last.file_offset, last.length + extent.length, last.chunk, last.chunk_offset
-            )
-            return
-    extents.append(extent)
+def _closed() -> DfsError:
+    return SessionError("the client is closed")

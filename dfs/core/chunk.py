@@ -15,7 +15,7 @@ BLOCK_MAX_BYTES: Final = 1024 * 1024
 
 
 class ChunkState(IntEnum):
-    """Life of a chunk. OPEN -> SEALED -> DOOMED -> gone; an OPEN chunk may become DOOMED at once."""
+    """Life of a chunk: OPEN -> SEALED -> DOOMED -> gone; an OPEN one may become DOOMED at once."""
 
     OPEN = 1
     """Owned by one session, which appends to it."""

@@ -1,4 +1,7 @@
-"""Where blocking calls (disk, compression) run: behind one interface, so that a simulation can run them inline."""
+"""Where blocking calls (disk, compression) run.
+
+Behind one interface, so that a simulation can run them inline.
+"""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar

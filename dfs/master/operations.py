@@ -18,6 +18,7 @@ from dfs.master import (
     xattrs,
 )
 from dfs.master.context import Context
+from dfs.master.permissions import check_id
 from dfs.master.transaction import Transaction
 from dfs.wire import messages
 from dfs.wire.messages import Applied, OpResult
@@ -50,10 +51,13 @@ _encode = msgspec.msgpack.Encoder().encode
 def apply_ops(txn: Transaction, command: commands.ApplyOps) -> bytes:
     """Run all operations in order, each all or nothing. Returns the body of messages.Applied.
 
-    Raises EINVAL, before anything runs, for more operations than a request may carry.
+    Raises EINVAL, before anything runs, for more operations than a request may carry, and for a
+    caller that nobody can be.
     """
     if len(command.ops) > messages.OPS_MAX:
         raise refuse(errno.EINVAL, f"{len(command.ops)} operations in one request")
+    check_id(command.cred.uid)
+    check_id(command.cred.gid)
     ctx = Context(txn, command.time_ns, command.session, command.cred)
     results: list[OpResult] = []
     for op in command.ops:

@@ -140,12 +140,15 @@ def first_reply(reader: Reader, session: SessionId, sequence: int) -> bytes | No
     """What this session's request `sequence` was answered before, or None if it is new.
 
     Raises:
-        SessionError: the session is unknown, or the request is older than the window.
+        SessionError: the session is unknown, or the request's number is negative or has left
+            the window.
     """
-    if reader.get(session_key(session)) is None:
+    if session < 0 or reader.get(session_key(session)) is None:
         raise SessionError(
             f"session {session} is unknown or has expired", hint="open a new session"
         )
+    if sequence < 0:
+        raise SessionError(f"request {sequence} of session {session}: number them from 0 on")
     stored = reader.get(reply_key(session, sequence % WINDOW))
     if stored is None:
         return None

@@ -146,10 +146,10 @@ def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
     if counts.at_risk:
         found.append(f"{_chunks(counts.at_risk)} would be lost with one more fragment")
     if counts.degraded:
-        have = "has" if counts.degraded == 1 else "have"
-        found.append(
-            f"{_chunks(counts.degraded)} {have} fewer fragments than the policy of its data wants"
-        )
+        wants = "has fewer fragments than its policy wants"
+        if counts.degraded > 1:
+            wants = "have fewer fragments than their policies want"
+        found.append(f"{_chunks(counts.degraded)} {wants}")
     if not servers:
         found.append("no chunk server has registered: nothing can be written")
     single = [_server_problem(server) for server in servers if server.state != DiskState.UP]
@@ -170,7 +170,7 @@ def _server_problem(server: m.ServerInfo) -> str:
     name = f"server {server.server} at {server.address}"
     if server.last_heartbeat_s < 0:
         return f"{name} has not been heard since this master started"
-    state = "is down: silent" if server.state == DiskState.DOWN else "does not answer"
+    state = "is down: silent" if server.state == DiskState.DOWN else "has not answered"
     return f"{name} {state} for {server.last_heartbeat_s:.0f} s"
 
 

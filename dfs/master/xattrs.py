@@ -34,7 +34,7 @@ NAMES_MAX_BYTES: Final = 65536
 
 
 def _inode(reader: Reader, ino: InodeId) -> Inode:
-    inode = get_inode(reader, ino)
+    inode = get_inode(reader, ino) if ino >= 0 else None
     if inode is None:
         raise refuse(errno.ENOENT, f"inode {ino}")
     return inode

@@ -668,7 +668,7 @@ class HeldFragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ReportChunks(Message, frozen=True):
-    """What a disk holds, in order of chunk, in pages; `after` is the last one of the page before."""
+    """What a disk holds, by chunk, in pages; `after` is the last chunk of the page before."""
 
     server: ServerId
     disk: DiskId

@@ -29,9 +29,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
-def refused(cluster: Cluster, *args: str | Path, status: int = 1, **env: str) -> str:
+def refused(cluster: Cluster, *args: str | Path, status: int = 1) -> str:
     """Run `dfs ARGS`, which must fail with `status` and one line on stderr; that line."""
-    done = cluster.dfs(*args, check=False, **env)
+    done = cluster.dfs(*args, check=False)
     assert done.returncode == status, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
     lines = done.stderr.strip().splitlines()
     if status == 1:
@@ -149,7 +149,7 @@ def test_no_master_there_says_so(cluster: Cluster) -> None:
 
 
 def test_no_address_names_the_flag_and_the_variable(cluster: Cluster, tmp_path: Path) -> None:
-    done = cluster.dfs("ls", "/", check=False, DFS_MASTER="", HOME=str(tmp_path))
+    done = cluster.dfs("ls", "/", check=False, env={"DFS_MASTER": "", "HOME": str(tmp_path)})
     assert done.returncode in (1, 2)
     assert "--master" in done.stderr
     assert "DFS_MASTER" in done.stderr

@@ -325,6 +325,35 @@ def test_a_footer_under_the_open_name_is_a_sealed_fragment(tmp_path: Path) -> No
     again.close()
 
 
+@pytest.mark.parametrize("lost", [range(1), range(1, 2), range(3, 4), range(2, 4), range(4)])
+def test_a_footer_that_a_power_cut_kept_without_its_records_is_not_believed(
+    tmp_path: Path, lost: range
+) -> None:
+    file = create(tmp_path, [4000, 5000, 6000, 7000], seal=True)
+    starts = [file.index.start_of(number) for number in range(5)]
+    file.close()
+    path = tmp_path / "0000000000000007-00.open"
+    (tmp_path / str(file.name)).rename(path)
+    with open(path, "r+b") as raw:
+        for number in lost:
+            # Pages that never reached the disk: zeros, from within the record on.
+            raw.seek(starts[number] + 100)
+            raw.write(bytes(starts[number + 1] - starts[number] - 100))
+    again = FragmentFile.open(str(tmp_path), OPEN_NAME, CLUSTER)
+    assert not again.sealed
+    assert os.listdir(tmp_path) == [path.name]
+    assert os.stat(path).st_size == again.stored_bytes
+    # It ends with a record that is whole.
+    assert again.reached.next_block == (4 if 3 not in lost else lost[0])
+    missing = encode([4000, 5000, 6000, 7000])[again.reached.next_block :]
+    if 3 in lost:
+        batches = [batch(missing, again.reached.next_block)]
+        assert again.append(batches, Claims()) == [Reached(4, 22_000)]
+        again.seal(22_000, Claims())
+        assert len(read(again)) == 4
+    again.close()
+
+
 # ------------------------------------------------------------------ recovery and damage
 
 

@@ -240,6 +240,13 @@ def get_errno(rig: Rig, cred: Cred, ino: int, name: bytes) -> int | None:
     return caught.value.errno
 
 
+def test_xattrs_of_no_inode(rig: Rig) -> None:
+    for ino in (99, -1):
+        assert get_errno(rig, ROOT, ino, b"user.a") == E.ENOENT
+        with pytest.raises(DfsError, match="No such file"):
+            xattrs.list_xattr(rig.store, ino)
+
+
 def test_xattr_names_have_room_for_a_list_of_64_kib(rig: Rig, mine: int) -> None:
     for number in range(256):
         rig.made(SetXattr(mine, b"user.%0250d" % number, b""))

@@ -338,8 +338,8 @@ def test_bytes_written_into_a_trim_are_seen_and_outlive_the_purge(
 
 
 def test_a_big_hole_and_a_truncation_after_it_become_one(rig: Rig, big: int, chunk: int) -> None:
-    size = rig.inode(big).size
-    rig.made(PunchHole(big, 12, size - 50))
+    rig.made(PunchHole(big, 12, 1720))
+    assert rig.extents(big)[:3] == [(0, 5, chunk, 0), (10, 2, chunk, 10), (1732, 3, chunk, 1732)]
     rig.check()
     rig.made(SetAttr(big, size=3))
     assert rig.extents(big) == [(0, 3, chunk, 0)]
@@ -352,22 +352,22 @@ def test_a_big_hole_and_a_truncation_after_it_become_one(rig: Rig, big: int, chu
     rig.check()
 
 
-def test_a_trim_that_outlives_all_extents_hides_nothing_new(
+def test_a_trim_with_no_extent_left_in_it_hides_nothing_new(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, file: int, chunk: int
 ) -> None:
-    """Freed to the last byte, while an empty trim still waits for the purge."""
+    rig.commit(file, (10, 5, chunk, 0))
     monkeypatch.setattr(removal, "INLINE_ROWS", 0)
-    scattered(rig, file, chunk, 2)
-    rig.made(PunchHole(file, 0, 5))
     rig.made(PunchHole(file, 10, 1000))
-    rig.state.apply(commands.PurgeStep(rig.tick(), 1))
-    rig.state.apply(commands.PurgeStep(rig.tick(), 1))
-    rig.made(PunchHole(file, 0, 1))
-    rig.commit(file, (12, 5, chunk, 700))
-    assert rig.extents(file) == [(12, 5, chunk, 700)]
+    rig.commit(file, (10, 5, chunk, 5))
+    monkeypatch.setattr(removal, "INLINE_ROWS", 128)
+    rig.made(PunchHole(file, 10, 5))
+    assert rig.inode(file).allocated == 0
+    assert rig.inode(file).flags & InodeFlag.TRIMMED
+    rig.commit(file, (500, 5, chunk, 700))
+    assert rig.extents(file) == [(500, 5, chunk, 700)]
     rig.check()
     rig.purge()
-    assert rig.extents(file) == [(12, 5, chunk, 700)]
+    assert rig.extents(file) == [(500, 5, chunk, 700)]
     rig.check()
 
 

@@ -164,8 +164,8 @@ async def test_a_killed_server_is_suspect_in_two_seconds_and_a_hung_one_in_five(
         assert await until(lambda: suspect(2)) < 5
         problems = (await g.status()).problems
         assert [text.split(" for ")[0] for text in problems] == [
-            "server 1 at host1:9421 does not answer",
-            "server 2 at host2:9421 does not answer",
+            "server 1 at host1:9421 has not answered",
+            "server 2 at host2:9421 has not answered",
         ]
         g.network.heal()
         await g.start_server(g.servers[0])

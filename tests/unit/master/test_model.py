@@ -32,10 +32,6 @@ INLINE = [0, 1, 3, 128]
 """Rows freed inline: mostly few, so that the purge has work."""
 
 
-def is_long() -> bool:
-    return settings.get_current_profile_name() == "long"
-
-
 @pytest.fixture(autouse=True)
 def _limits() -> Iterator[None]:
     saved = removal.INLINE_ROWS, sessions.RELEASE_INLINE_ROWS
@@ -79,25 +75,40 @@ class StateAgainstModel(RuleBasedStateMachine):
         self.pair.check()
 
 
-def test_state_agrees_with_a_plain_model_of_a_file_system() -> None:
-    asked = settings.default
-    assert asked is not None
+def run_machine(examples: int, steps: int) -> None:
     run_state_machine_as_test(
         StateAgainstModel,
         settings=settings(
-            asked,
-            max_examples=asked.max_examples if is_long() else 50,
-            stateful_step_count=asked.stateful_step_count if is_long() else 40,
+            max_examples=examples,
+            stateful_step_count=steps,
             suppress_health_check=list(HealthCheck),
         ),
     )
 
 
-def test_seeded_walks_agree_with_the_model(tmp_path: Path) -> None:
+def test_state_agrees_with_a_plain_model_of_a_file_system() -> None:
+    run_machine(50, 40)
+
+
+@pytest.mark.long
+def test_state_agrees_with_the_model_for_long() -> None:
+    run_machine(1000, 100)
+
+
+def run_walks(directory: Path, count: int) -> None:
     first = Random().randrange(1 << 32)
-    for seed in range(first, first + (1000 if is_long() else 20)):
+    for seed in range(first, first + count):
         print(f"seed {seed}")
-        walk(tmp_path / str(seed), seed, length=100)
+        walk(directory / str(seed), seed, length=100)
+
+
+def test_seeded_walks_agree_with_the_model(tmp_path: Path) -> None:
+    run_walks(tmp_path, 20)
+
+
+@pytest.mark.long
+def test_many_seeded_walks_agree_with_the_model(tmp_path: Path) -> None:
+    run_walks(tmp_path, 1000)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

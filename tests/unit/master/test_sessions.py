@@ -16,6 +16,7 @@ from dfs.wire.messages import (
     WINDOW,
     Access,
     Create,
+    Cred,
     Mkdir,
     Open,
     Release,
@@ -61,7 +62,7 @@ def test_nothing_can_be_done_in_an_unknown_session(rig: Rig) -> None:
     before = rig.rows()
     policy = Policy(0, "p", Redundancy(1, 1), None)
     placement = (commands.Placement(1, 1, (1, 2)),)
-    for session in (rig.session, 99, 0):
+    for session in (rig.session, 99, 0, -1):
         refused: list[commands.Command[Any]] = [
             commands.ApplyOps(1, session, 9, ROOT, (Create(TOP, b"f", 0o644),)),
             commands.AllocateChunks(1, session, 9, 1, placement),
@@ -155,6 +156,16 @@ def test_a_request_that_has_left_the_window_is_refused(rig: Rig) -> None:
     assert len(list(rig.store.scan(b"r", b"s"))) == 3
     send(1 << 63)
     rig.check()
+
+
+def test_requests_that_no_client_can_mean_are_refused(rig: Rig) -> None:
+    op = Create(TOP, b"f", 0o644)
+    with pytest.raises(SessionError, match="from 0 on"):
+        rig.state.apply(commands.ApplyOps(5, rig.session, -1, ROOT, (op,)))
+    for cred in (Cred(-1, 0), Cred(0, 1 << 32)):
+        with pytest.raises(DfsError, match="Invalid argument"):
+            rig.apply(op, cred=cred)
+    assert rig.names() == []
 
 
 def test_sessions_do_not_share_sequences(rig: Rig) -> None:

@@ -1,0 +1,436 @@
+"""What a client must not lose, repeat or misread when replies, sessions and callers go away."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from msgspec.structs import replace
+from trio.testing import MockClock
+
+from dfs.client import Client
+from dfs.client.chunk_writers import HELD_TOTAL_BYTES
+from dfs.client.extent_map import ExtentMap
+from dfs.client.session import _Lease
+from dfs.client.writer import HELD_MAX_BYTES
+from dfs.core.chunk import ChunkState
+from dfs.core.errors import NoSpaceError, UnavailableError
+from dfs.core.inode import Inode
+from dfs.wire.messages import (
+    WINDOW,
+    Apply,
+    CloseSession,
+    Commit,
+    Empty,
+    Message,
+    OpenSession,
+    SealChunk,
+    SessionOpened,
+    SyncFragments,
+)
+from tests.unit.client.rig import chunks_of, running
+
+MIB = 1 << 20
+
+
+@contextmanager
+def intercepted(
+    client: Client, *, before: Callable[[Message], None] = lambda _: None, after: Any = None
+) -> Iterator[None]:
+    """Let `before` see every request to the master, and `await after` every one answered."""
+    link = client.meta.link
+    call_once = link.call_once
+
+    async def seen(request: Message, *args: Any, **more: Any) -> Any:
+        before(request)
+        reply = await call_once(request, *args, **more)
+        if after is not None:
+            await after(request)
+        return reply
+
+    link.call_once = seen  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        link.call_once = call_once  # type: ignore[method-assign]
+
+
+def is_commit(request: Message) -> bool:
+    return isinstance(request, Apply) and any(isinstance(op, Commit) for op in request.ops)
+
+
+async def lose_reply(request: Message) -> None:
+    if is_commit(request):
+        raise UnavailableError("the reply was lost")
+
+
+async def end_session(client: Client) -> None:
+    """The master forgets the session; the client does not know yet."""
+    await client.meta.link.call_once(CloseSession(client.meta.session.current_id), Empty)
+
+
+# ------------------------------------------------------------------ appends
+
+
+async def test_a_client_that_has_read_a_file_reads_what_it_appends_to_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        await client.write_file("/log", b"hello ")
+        async with await client.open("/log") as reader, await client.open("/log", "a") as log:
+            assert await reader.pread(100, 0) == b"hello "
+            await log.write(b"world")
+            await log.flush()
+            assert await reader.pread(100, 0) == b"hello world"
+            await log.write(b"!" * 300_000)
+            assert await reader.pread(1_000_000, 0) == b"hello world" + b"!" * 300_000
+
+
+async def test_an_append_whose_flush_is_cancelled_stands_in_the_file_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def slow(request: Message) -> None:
+        if is_commit(request):
+            await trio.sleep(8)
+
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/log", "a") as log:
+            await log.write(b"one ")
+            with intercepted(client, after=slow):
+                with trio.move_on_after(5) as scope:
+                    await log.flush()
+                assert scope.cancelled_caught
+            await log.flush()
+            await log.write(b"two")
+        assert await client.read_file("/log") == b"one two"
+
+
+async def test_an_append_whose_commit_was_never_answered_stands_in_the_file_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        async with await client.open("/log", "a+") as log:
+            await log.write(b"one ")
+            with intercepted(client, after=lose_reply), pytest.raises(UnavailableError):
+                await log.flush()
+            await log.write(b"two")
+            await log.flush()
+            assert await log.pread(100, 0) == b"one two"
+        assert await client.read_file("/log") == b"one two"
+
+
+async def test_an_append_that_never_reached_the_master_is_made_good_later(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def refuse_commits(request: Message) -> None:
+        if is_commit(request):
+            raise UnavailableError("the master is away")
+
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        async with await client.open("/log", "a") as log:
+            await log.write(b"one ")
+            with intercepted(client, before=refuse_commits), pytest.raises(UnavailableError):
+                await log.flush()
+            await log.write(b"two")
+        assert await client.read_file("/log") == b"one two"
+
+
+async def test_an_append_that_is_in_doubt_when_the_session_ends_stands_in_the_file_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    for lost in (True, False):
+        path = f"/log-{lost}"
+
+        def refuse_commits(request: Message) -> None:
+            if is_commit(request):
+                raise UnavailableError("the master is away")
+
+        async with running(tmp_path / str(lost), on_unavailable="error") as (_, client):
+            async with await client.open(path, "a") as log:
+                await log.write(b"one ")
+                trouble = (
+                    intercepted(client, after=lose_reply)
+                    if lost
+                    else intercepted(client, before=refuse_commits)
+                )
+                with trouble, pytest.raises(UnavailableError):
+                    await log.flush()
+                await end_session(client)
+                with pytest.raises(OSError):
+                    # Without patience the old session's end is reported once.
+                    await client.mkdir("/d")
+                await log.write(b"two")
+            assert await client.read_file(path) == b"one two"
+
+
+async def test_a_cancelled_commit_does_not_overtake_a_newer_one_of_the_same_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    blocked = True
+
+    def hold_back(request: Message) -> None:
+        # The first commit alone fails for a while; the second would pass it.
+        if blocked and is_commit(request) and first_sequence in (None, request.sequence):  # type: ignore[attr-defined]
+            remember(request)
+            raise UnavailableError("not now")
+
+    first_sequence: int | None = None
+
+    def remember(request: Message) -> None:
+        nonlocal first_sequence
+        first_sequence = request.sequence  # type: ignore[attr-defined]
+
+    async with running(tmp_path) as (_, client):
+        file = await client.open("/a", "w")
+        with intercepted(client, before=hold_back):
+            await file.pwrite(b"old", 0)
+            with trio.move_on_after(3):
+                await file.flush()
+            with trio.move_on_after(0.1):
+                await file.close()
+            async with trio.open_nursery() as nursery:
+
+                async def unblock() -> None:
+                    nonlocal blocked
+                    await trio.sleep(7)
+                    blocked = False
+
+                nursery.start_soon(unblock)
+                async with await client.open("/a", "r+") as again:
+                    await again.pwrite(b"new", 0)
+        await trio.sleep(10)
+        assert await client.read_file("/a") == b"new"
+
+
+# ------------------------------------------------------------------ fsync
+
+
+async def test_fsync_covers_what_was_written_while_another_fsync_was_under_way(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"a" * 100_000)
+            await file.flush()
+            file_writer = file._file.writer
+            assert file_writer is not None
+            (chunk,) = file_writer._unsynced
+            call = chunk._pool.call
+
+            async def slow(address: str, request: Message, *args: Any, **more: Any) -> Any:
+                reply = await call(address, request, *args, **more)
+                if isinstance(request, SyncFragments):
+                    await trio.sleep(2)
+                return reply
+
+            async with trio.open_nursery() as nursery:
+                with monkeypatch.context() as patch:
+                    patch.setattr(chunk._pool, "call", slow)
+                    nursery.start_soon(file.fsync)
+                    await trio.sleep(1)
+                    await file.write(b"b" * 100_000)
+                    await file.flush()
+                    await trio.sleep(5)
+            await file.fsync()
+            assert chunk.synced
+
+
+# ------------------------------------------------------------------ sessions
+
+
+async def test_writing_goes_on_when_a_session_could_not_be_replaced_at_first(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def away(request: Message) -> None:
+        if isinstance(request, OpenSession):
+            raise UnavailableError("the master is away for a moment")
+
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        replaced: list[int] = []
+        client.meta.session.on_replaced.append(lambda: replaced.append(1))
+        async with await client.open("/a", "w") as file, await client.open("/log", "a") as log:
+            await file.write(b"a")
+            await file.flush()
+            await end_session(client)
+            with intercepted(client, before=away), pytest.raises(UnavailableError):
+                await client.mkdir("/d")
+            await client.mkdir("/e")
+            assert replaced == [1]
+            await file.write(b"b")
+            await log.write(b"c")
+        assert await client.read_file("/a") == b"ab"
+        assert await client.read_file("/log") == b"c"
+
+
+@pytest.mark.parametrize("how", ["write", "append", "upload"])
+async def test_a_chunk_that_the_master_does_not_know_is_not_written_to_again(
+    tmp_path: Path, autojump_clock: MockClock, how: str
+) -> None:
+    async with running(tmp_path) as (_, client):
+        await client.write_file("/a", b"a")
+        (chunks,) = client.writers._writers.values()
+        assert chunks._current is not None
+        chunks._retire(chunks._current)
+        chunks._current = await chunks._allocate(client.meta.link.patience())
+        # As after a power cut that took the chunk's allocation from the master.
+        chunks._current.chunk += 500_000
+        if how == "upload":
+            local = tmp_path / "local"
+            local.write_bytes(b"bb")
+            assert not (await client.upload([local], "/a")).failures
+            assert await client.read_file("/a") == b"bb"
+            return
+        async with await client.open("/a", "a" if how == "append" else "r+") as file:
+            await file.seek(1)
+            await file.write(b"bb")
+        assert await client.read_file("/a") == b"abb"
+
+
+async def test_who_waits_for_a_full_window_is_woken_however_the_tasks_interleave() -> None:
+    for _ in range(30):
+        lease = _Lease(SessionOpened(1, 90.0, "cluster"))
+        first = await lease.take()
+        for _ in range(WINDOW - 1):
+            lease.give_back(await lease.take())
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lease.take)
+                nursery.start_soon(lease.take)
+                await trio.lowlevel.checkpoint()
+                lease.give_back(first)
+
+
+# ------------------------------------------------------------------ what is known of extents
+
+
+class _RolledBack:
+    """Answers as a master that lost the last changes of a file."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    async def extents(self, ino: int, offset: int, *, limit: int) -> Any:
+        await trio.lowlevel.checkpoint()
+        inode = SimpleNamespace(version=self.version)
+        return SimpleNamespace(inode=inode, extents=(), more=False, layout=None)
+
+
+async def test_a_map_follows_a_master_that_lost_changes() -> None:
+    resolver: Any = SimpleNamespace(learn=lambda _: None)
+    master: Any = _RolledBack(9)
+    known = ExtentMap(5, master, resolver)
+    known.forget(10)
+    with trio.fail_after(5):
+        await known.ensure(0, 10)
+    assert known.version == 9
+    assert known.knows(0, 10)
+    after: Any = SimpleNamespace(version=8)
+    known.committed(after, [], 1)
+    assert known.version == 8
+    assert not known.knows(0, 10)
+
+
+async def test_an_open_file_follows_a_master_that_lost_changes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def ahead(inode: Inode) -> Inode:
+        return replace(inode, version=inode.version + 100, size=inode.size + 50)
+
+    async with running(tmp_path) as (_, client):
+        await client.write_file("/a", b"first")
+        for again in ("read", "write", "open"):
+            async with await client.open("/a", "r+") as file:
+                assert await file.pread(5, 0) == b"first"
+                # As if there had been changes that the master has lost since.
+                opened = file._file
+                opened.learn(ahead(opened.inode))
+                opened.extents.forget(opened.inode.version)
+                if again == "read":
+                    await file.pread(5, 0)
+                elif again == "write":
+                    await file.pwrite(b"first", 0)
+                    await file.flush()
+                else:
+                    await (await client.open("/a")).close()
+                assert file.size == 5
+                assert await file.pread(100, 0) == b"first"
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("append", [False, True])
+async def test_a_file_holds_no_more_than_its_limit_while_commits_fail(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    append: bool,
+) -> None:
+    async def full(*_: Any, **__: Any) -> Any:
+        raise NoSpaceError("full")
+
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        file = await client.open("/a", "a" if append else "w")
+        taken = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(client.meta, "allocate_chunks", full)
+            block = bytes(MIB)
+            for _ in range(100):
+                held = client.writers.held_bytes
+                with suppress(NoSpaceError):
+                    await file.write(block)
+                taken += client.writers.held_bytes - held
+        assert taken == client.writers.held_bytes <= HELD_MAX_BYTES + MIB
+        await file.close()
+        assert (await client.stat("/a")).size == taken
+
+
+async def test_files_together_hold_no_more_than_the_limit(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any, **__: Any) -> Any:
+        raise NoSpaceError("full")
+
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        files = [await client.open(f"/{number}", "w") for number in range(4)]
+        refused = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(client.meta, "allocate_chunks", full)
+            for _ in range(40):
+                for file in files:
+                    try:
+                        await file.write(bytes(MIB))
+                    except NoSpaceError:
+                        refused += 1
+        assert refused
+        assert client.writers.held_bytes <= HELD_TOTAL_BYTES + MIB
+        for file in files:
+            await file.close()
+        assert client.writers.held_bytes == 0
+
+
+# ------------------------------------------------------------------ sealing
+
+
+async def test_a_chunk_is_sealed_although_the_master_was_away_when_it_was_due(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    def away(request: Message) -> None:
+        if isinstance(request, SealChunk):
+            raise UnavailableError("the master is away")
+
+    async with running(tmp_path, on_unavailable="error") as (_, client):
+        await client.write_file("/a", b"a")
+        (number,) = await chunks_of(client, "/a")
+        (chunks,) = client.writers._writers.values()
+        assert chunks._current is not None
+        with intercepted(client, before=away):
+            chunks._current.close()
+            await client.write_file("/b", b"b")
+            await trio.sleep(30)
+        await trio.sleep(60)
+        layout = await client.meta.locate([number])
+        assert layout.chunks[0].state == ChunkState.SEALED
