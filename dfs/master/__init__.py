@@ -9,7 +9,7 @@ The state machine, pure functions over a transaction:
 - `state`           `apply(command) -> result`, one atomic write each
 - `journal`         the narrow interface through which commands go; `sync`
 - `operations`      the table of namespace operations, and how an Apply runs them
-- `context`         what one operation runs in
+- `context`, `limits`   what one operation runs in; checks of numbers from outside
 - `namespace`, `directories`, `rename`, `attributes`, `xattrs`, `permissions`   the tree
 - `file_data`, `extents`, `trims`, `removal`, `purge`   what files are made of
 - `sessions`, `policies`   clients' sessions, storage policies

@@ -2,7 +2,6 @@
 
 import errno
 import stat
-from typing import Final
 
 from msgspec.structs import replace as changed
 
@@ -11,10 +10,10 @@ from dfs.core.inode import Inode
 from dfs.master import file_data, sessions
 from dfs.master.context import Context
 from dfs.master.keyspace import get_inode, get_policy, put_inode
+from dfs.master.limits import check_id, check_size, check_time
 from dfs.master.permissions import (
     WRITE,
     allowed_mode,
-    check_id,
     in_group,
     may,
     mode_after_chown,
@@ -22,9 +21,6 @@ from dfs.master.permissions import (
     require_owner,
 )
 from dfs.wire.messages import SetAttr, SetPolicy
-
-TIME_MIN_NS: Final = -(1 << 63)
-TIME_MAX_NS: Final = (1 << 63) - 1
 
 
 def set_attr(ctx: Context, op: SetAttr) -> Inode:
@@ -39,7 +35,7 @@ def set_attr(ctx: Context, op: SetAttr) -> Inode:
     before = inode
     if op.size is not None:
         inode = file_data.regular_file(ctx, op.ino)
-        size = file_data.check_size(op.size)
+        size = check_size(op.size)
         sessions.require_data(ctx, inode, WRITE)
     if op.uid is not None or op.gid is not None:
         _require_chown(ctx, inode, op.uid, op.gid)
@@ -88,9 +84,8 @@ def _require_chown(ctx: Context, inode: Inode, uid: int | None, gid: int | None)
 
 def _require_times(ctx: Context, inode: Inode, op: SetAttr) -> None:
     """Own times are the owner's to set; "both to now" also takes a right to write."""
-    for time_ns in (op.atime_ns, op.mtime_ns):
-        if time_ns is not None and not TIME_MIN_NS <= time_ns <= TIME_MAX_NS:
-            raise refuse(errno.EINVAL, f"time {time_ns} ns")
+    check_time(op.atime_ns)
+    check_time(op.mtime_ns)
     if op.atime_now and op.mtime_now:
         if ctx.cred.uid != inode.uid and not may(inode, ctx.cred, WRITE):
             raise refused(errno.EACCES, inode)

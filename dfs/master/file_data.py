@@ -14,6 +14,7 @@ from dfs.core.inode import Extent, Inode
 from dfs.master import extents, sessions, trims
 from dfs.master.context import Context
 from dfs.master.keyspace import get_inode, put_inode, xattr_key
+from dfs.master.limits import check_size, check_time
 from dfs.master.permissions import READ, WRITE, mode_after_write, refused
 from dfs.master.removal import TRIMMED, XATTRS, cut_off
 from dfs.wire.messages import CloneRange, Commit, PunchHole
@@ -53,6 +54,7 @@ def commit(ctx: Context, op: Commit) -> Inode:
     """Raises, beside the refusals of `regular_file` and `extents.check`, EACCES and EFBIG."""
     inode = regular_file(ctx, op.ino)
     sessions.require_data(ctx, inode, WRITE)
+    check_time(op.mtime_ns)
     base = inode.size if op.append else 0
     extents.check(ctx.txn, ctx.session, op.extents, base)
     size = inode.size
@@ -82,15 +84,6 @@ def _lay(ctx: Context, inode: Inode, pieces: Sequence[Extent], base: int) -> int
             change += extents.replace(ctx.txn, inode.ino, extent, ledger, trimmed=trimmed)
     ledger.book(ctx.txn)
     return change
-
-
-def check_size(size: int) -> int:
-    """A file size from outside. Raises EINVAL, EFBIG."""
-    if size < 0:
-        raise refuse(errno.EINVAL, f"size {size}")
-    if size > FILE_SIZE_MAX_BYTES:
-        raise refuse(errno.EFBIG, f"size {size}")
-    return size
 
 
 def truncated(ctx: Context, inode: Inode, size: int) -> Inode:

@@ -13,8 +13,8 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import refuse
 from dfs.core.ids import LINK_MAX, SYMLINK_MAX_BYTES, InodeId
 from dfs.core.inode import Inode
-from dfs.master import extents, file_data, sessions
-from dfs.master.attributes import TIME_MAX_NS, TIME_MIN_NS, require_policy
+from dfs.master import extents, sessions
+from dfs.master.attributes import require_policy
 from dfs.master.context import Context
 from dfs.master.directories import (
     delete_entry,
@@ -36,9 +36,9 @@ from dfs.master.keyspace import (
     put_dentry,
     put_inode,
 )
+from dfs.master.limits import check_id, check_size, check_time
 from dfs.master.permissions import (
     allowed_mode,
-    check_id,
     in_group,
     refused,
     require_removable,
@@ -240,15 +240,14 @@ def put(ctx: Context, op: Put) -> Inode:
 
 def _check_put(ctx: Context, parent: Inode, op: Put) -> None:
     """Raises EINVAL, EFBIG, EPERM, ESTALE."""
-    if op.mtime_ns is not None and not TIME_MIN_NS <= op.mtime_ns <= TIME_MAX_NS:
-        raise refuse(errno.EINVAL, f"time {op.mtime_ns} ns")
+    check_time(op.mtime_ns)
     if op.uid is not None and check_id(op.uid) != ctx.cred.uid and ctx.cred.uid != 0:
         raise refuse(errno.EPERM, shown(op.name))
     if op.gid is not None:
         _require_group(ctx, parent, check_id(op.gid))
     if op.policy:
         require_policy(ctx, op.policy)
-    file_data.check_size(op.size)
+    check_size(op.size)
     if op.extents:
         extents.check(ctx.txn, ctx.session, op.extents, 0)
         if not extents.ascending(op.extents) or op.extents[-1].end > op.size:

@@ -18,7 +18,7 @@ from dfs.master import (
     xattrs,
 )
 from dfs.master.context import Context
-from dfs.master.permissions import check_id
+from dfs.master.limits import check_id
 from dfs.master.transaction import Transaction
 from dfs.wire import messages
 from dfs.wire.messages import Applied, OpResult

@@ -20,8 +20,6 @@ WRITE_SEARCH: Final = WRITE | SEARCH
 """What changing a directory's entries takes."""
 
 _ANY_EXECUTE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-ID_MAX: Final = (1 << 32) - 2
-"""Greatest uid and gid; the one after it means "leave it" in chown(2)."""
 
 
 def shown(name: bytes) -> str:
@@ -104,10 +102,3 @@ def allowed_mode(mode: int, gid: int, cred: Cred) -> int:
     if mode & stat.S_ISGID and cred.uid != 0 and not in_group(cred, gid):
         mode &= ~stat.S_ISGID
     return mode
-
-
-def check_id(number: int) -> int:
-    """A uid or gid from outside. Raises EINVAL."""
-    if not 0 <= number <= ID_MAX:
-        raise refuse(errno.EINVAL, f"owner {number}")
-    return number

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from dfs.client import Progress
@@ -380,3 +381,51 @@ async def test_removing_needs_a_directory(tmp_path: Path, autojump_clock: MockCl
                 await client.rmtree(path)
             assert refused.value.errno == number
             assert str(refused.value).startswith(f"{path}: ")
+
+
+async def test_a_cancelled_transfer_leaves_nothing_half_done(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    data = Random(5).randbytes(40 * SMALL_BYTES)
+    local, back = tmp_path / "local", tmp_path / "back"
+    local.write_bytes(data)
+    async with running(tmp_path / "world", servers=3) as (world, client):
+        world.network.set_latency(0.05)
+        with trio.move_on_after(1) as scope:
+            await client.upload([local], "/file")
+        assert scope.cancelled_caught
+        assert not await client.exists("/file")
+        assert (await client.upload([local], "/file")).ok
+        back.mkdir()
+        with trio.move_on_after(1) as scope:
+            await client.download(["/file"], back)
+        assert scope.cancelled_caught
+        assert list(back.iterdir()) == []
+        assert (await client.download(["/file"], back)).ok
+        assert (back / "file").read_bytes() == data
+
+
+async def test_a_tree_with_something_that_stays_is_emptied_around_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        for name in ("a/b/c", "a/empty", "a/d/e"):
+            await client.mkdir(f"/tree/{name}", parents=True)
+        for number in range(10):
+            await client.write_file(f"/tree/a/b/c/{number}", b"")
+            await client.write_file(f"/tree/a/d/{number}", b"")
+        readdir = client.meta.readdir
+        (kept,) = [e.inode.ino async for e in client.scandir("/tree/a/b") if e.name == b"c"]
+
+        async def refuse(ino: int, **more: Any) -> Any:
+            if ino == kept:
+                raise FileSystemError("may not be read", errno=errno.EACCES)
+            return await readdir(ino, **more)
+
+        client.meta.readdir = refuse  # type: ignore[method-assign]
+        summary = await client.rmtree("/tree")
+        client.meta.readdir = readdir  # type: ignore[method-assign]
+        assert [str(failure) for failure in summary.failures] == ["/tree/a/b/c: may not be read"]
+        left = [path async for path, _ in client.walk("/tree")]
+        assert left == [b"/tree", b"/tree/a", b"/tree/a/b", b"/tree/a/b/c"]
+        assert (await client.rmtree("/tree")).ok

@@ -157,6 +157,7 @@ def test_commit_refusals(rig: Rig, file: int, chunk: int) -> None:
     rig.refuses(E.EINVAL, Commit(rig.made(Symlink(TOP, b"l", b"t")).ino, ()))
     rig.refuses(E.EFBIG, Commit(file, (), size=(1 << 62) + 1))
     rig.refuses(E.EINVAL, Commit(file, (), size=-1))
+    rig.refuses(E.EINVAL, Commit(file, (), mtime_ns=1 << 63))
     rig.commit(file, (0, 5, chunk, CHUNK_MAX_BYTES - 5))
     rig.check()
 
