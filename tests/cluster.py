@@ -355,4 +355,3 @@ class Cluster:
             env=environment(DFS_MASTER=self.master_address),
             preexec_fn=_die_with_parent,  # noqa: PLW1509 (only calls prctl)
         )
-

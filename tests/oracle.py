@@ -38,7 +38,9 @@ class Entry:
     """Hard links: the first path, in order of names, that is the same file."""
 
 
-def snapshot(root: Path | str, *, times: bool = True) -> dict[bytes, Entry]:
+def snapshot(
+    root: Path | str, *, times: bool = True, hard_links: bool = True
+) -> dict[bytes, Entry]:
     """Every path under `root` (relative, as bytes), and `b"."` for itself."""
     top = os.fsencode(root)
     entries = {b".": _entry(top, times)}
@@ -47,7 +49,7 @@ def snapshot(root: Path | str, *, times: bool = True) -> dict[bytes, Entry]:
             path = os.path.join(directory, name)
             entries[os.path.relpath(path, top)] = _entry(path, times)
     first: dict[int, bytes] = {}
-    for path in sorted(entries):
+    for path in sorted(entries) if hard_links else ():
         info = os.lstat(os.path.join(top, path))
         if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
             same_as = first.setdefault(info.st_ino, path)
@@ -73,9 +75,12 @@ def digest(path: bytes | str | Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
-def differences(left: Path | str, right: Path | str, *, times: bool = True) -> list[str]:
+def differences(
+    left: Path | str, right: Path | str, *, times: bool = True, hard_links: bool = True
+) -> list[str]:
     """What `right` has different from `left`, one line each; empty when they are the same."""
-    before, after = snapshot(left, times=times), snapshot(right, times=times)
+    before = snapshot(left, times=times, hard_links=hard_links)
+    after = snapshot(right, times=times, hard_links=hard_links)
     lines = [f"missing: {path!r}" for path in sorted(before.keys() - after.keys())]
     lines += [f"unexpected: {path!r}" for path in sorted(after.keys() - before.keys())]
     for path in sorted(before.keys() & after.keys()):
@@ -84,8 +89,10 @@ def differences(left: Path | str, right: Path | str, *, times: bool = True) -> l
     return lines
 
 
-def assert_same(left: Path | str, right: Path | str, *, times: bool = True) -> None:
-    lines = differences(left, right, times=times)
+def assert_same(
+    left: Path | str, right: Path | str, *, times: bool = True, hard_links: bool = True
+) -> None:
+    lines = differences(left, right, times=times, hard_links=hard_links)
     assert not lines, f"{len(lines)} differences:\n" + "\n".join(lines[:20])
 
 

@@ -14,7 +14,8 @@ A map of the package. What users call:
 - `client`           `connect`, `Client`: paths, files, trees
 - `path_operations`  the namespace by path; base of `Client`
 - `files`            `File`, a handle with a position
-- `upload`, `download`, `removal`   whole trees
+- `upload` (`small_upload`, `big_upload`), `download` (`small_download`, `big_download`),
+  `removal`          whole trees; `local_files` is their local side
 - `progress`         what those tell: `Progress`, `Summary`, `Failure`
 
 Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence numbers) on
@@ -25,7 +26,10 @@ Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cach
 
 Writing: `open_file` -> `writer` (the `pieces` of one file) -> `chunk_writers`, `chunk_writer`
 (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk); `avoidance` of disks
-that failed.
+that failed; a `ticket` says where written bytes are.
+
+Small tools: `interval_map`, `together` (tasks that fail as one), `workers` (threads),
+`remote_paths`.
 
 Errors are those of `dfs.core.errors`: all of them `OSError`s with an errno.
 """

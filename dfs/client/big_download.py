@@ -1,7 +1,8 @@
 """Larger files of a download: several requests in flight, bytes written where they belong."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -110,9 +111,10 @@ class BigFiles:
         extents = ExtentMap(wanted.inode.ino, self._job.client.meta, self._job.client.resolver)
         async with trio.open_nursery() as nursery:
             try:
-                async for step in _steps(extents, wanted.inode.size):
-                    await limit.acquire()
-                    nursery.start_soon(one, step)
+                async with aclosing(_steps(extents, wanted.inode.size)) as steps:
+                    async for step in steps:
+                        await limit.acquire()
+                        nursery.start_soon(one, step)
             except Exception as error:
                 failure = failure or error
                 nursery.cancel_scope.cancel()
@@ -145,8 +147,8 @@ class BigFiles:
         async def plan() -> None:
             nonlocal failure
             try:
-                async with send:
-                    async for span in _steps(extents, size):
+                async with send, aclosing(_steps(extents, size)) as steps:
+                    async for span in steps:
                         step = _Step(span)
                         nursery.start_soon(fetch, step)
                         await send.send(step)
@@ -187,11 +189,12 @@ class BigFiles:
         # The chunk is gone: its bytes lie elsewhere now (or others took their place).
         extents.forget()
         placed: list[_Placed] = []
-        async for again in _steps(extents, step.end, step.start):
-            slabs = await self._job.client.fetcher.fetch(
-                again.value, again.skip, again.end - again.start
-            )
-            placed += _place(again, slabs)
+        async with aclosing(_steps(extents, step.end, step.start)) as steps:
+            async for again in steps:
+                slabs = await self._job.client.fetcher.fetch(
+                    again.value, again.skip, again.end - again.start
+                )
+                placed += _place(again, slabs)
         return placed
 
 
@@ -209,7 +212,9 @@ class _Step:
         self.done = trio.Event()
 
 
-async def _steps(extents: ExtentMap, size: int, start: int = 0) -> AsyncIterator[Span[ChunkId]]:
+async def _steps(
+    extents: ExtentMap, size: int, start: int = 0
+) -> AsyncGenerator[Span[ChunkId], None]:
     """The parts of a file that have bytes, in order, none larger than a request."""
     at = start
     while at < size:

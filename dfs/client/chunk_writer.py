@@ -15,7 +15,7 @@ until they are acknowledged.
 import errno
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -27,10 +27,11 @@ from dfs.client.open_chunk import ChunkBrokenError, OpenChunk, Run
 from dfs.client.reports import Reports
 from dfs.client.resolver import Resolver
 from dfs.client.retry import OnUnavailable, Patience, worth_retrying
+from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES, BLOCKS_MAX, EncodedBlock, encode_block
 from dfs.core.buffers import Buffer
 from dfs.core.chunk import CHUNK_MAX_BYTES, DiskLocation
-from dfs.core.errors import DfsError, NoSpaceError, SessionError, UnavailableError, from_wire
+from dfs.core.errors import DfsError, NoSpaceError, SessionError, UnavailableError
 from dfs.core.ids import ChunkId
 from dfs.core.policy import Policy
 from dfs.core.redundancy import Redundancy
@@ -53,73 +54,6 @@ _SEAL_AGAIN_S: Final = 10.0
 """Between two attempts to seal a chunk at a master that does not answer."""
 
 log = logging.getLogger(__name__)
-
-
-class Ticket:
-    """Pieces on their way to the disks. Created by `ChunkWriter.submit`."""
-
-    __slots__ = ("_chunks", "_done", "_missing", "_on_done", "_settled", "error", "places", "size")
-
-    def __init__(self, lengths: Sequence[int], on_done: Callable[["Ticket"], None]) -> None:
-        self.places: list[tuple[ChunkId, int]] = [(0, 0)] * len(lengths)
-        """Chunk and raw offset of each piece; valid after `wait`."""
-        self.size = sum(lengths)
-        self.error: DfsError | None = None
-        self._missing = len(lengths)
-        self._chunks: list[OpenChunk] = []
-        self._done = trio.Event()
-        self._on_done = on_done
-        self._settled = False
-        """Holds no chunk any more, whatever of it still arrives on the disks."""
-        if not lengths:
-            self._finish()
-
-    @property
-    def done(self) -> bool:
-        return self._done.is_set()
-
-    @property
-    def chunks(self) -> Sequence[OpenChunk]:
-        """The chunks that hold the pieces."""
-        return self._chunks
-
-    async def wait(self) -> None:
-        """Until all pieces are acknowledged. Raises DfsError when they could not be written."""
-        await self._done.wait()
-        if self.error is not None:
-            raise from_wire(self.error.to_wire())
-
-    def settle(self) -> None:
-        """The extents are committed, or will never be: the chunks may be sealed. Repeatable."""
-        self._settled = True
-        chunks, self._chunks = self._chunks, []
-        for chunk in chunks:
-            chunk.release()
-
-    def abandon(self) -> None:
-        """As `settle`, for chunks that the master no longer takes: they get nothing more."""
-        for chunk in self._chunks:
-            chunk.close()
-        self.settle()
-
-    def _place(self, position: int, chunk: OpenChunk, offset: int) -> None:
-        self.places[position] = (chunk.chunk, offset)
-        if not self._settled and chunk not in self._chunks:
-            self._chunks.append(chunk)
-            chunk.hold()
-        self._missing -= 1
-        if not self._missing and not self.done:
-            self._finish()
-
-    def _fail(self, error: DfsError) -> None:
-        if not self._done.is_set():
-            self.error = error
-            self.settle()
-            self._finish()
-
-    def _finish(self) -> None:
-        self._done.set()
-        self._on_done(self)
 
 
 class _Piece:
@@ -191,7 +125,7 @@ class ChunkWriter:
         await self._context.budget.acquire(_charge(sum(lengths)))
         ticket = Ticket(lengths, self._give_back)
         if self._closed:
-            ticket._fail(_closed())
+            ticket.fail(_closed())
             return ticket
         for position, raw in enumerate(raws):
             self._order += 1
@@ -275,7 +209,7 @@ class ChunkWriter:
     def _fail_queue(self, error: DfsError) -> None:
         queue, self._queue = self._queue, deque()
         for piece in queue:
-            piece.ticket._fail(error)
+            piece.ticket.fail(error)
 
     def _cut(self, chunk: OpenChunk) -> list[_Block]:
         """Take pieces off the queue for one run: at least one, as many as fit."""
@@ -317,7 +251,7 @@ class ChunkWriter:
         except BaseException:
             for block in blocks:
                 for piece in block:
-                    piece.ticket._fail(_closed())
+                    piece.ticket.fail(_closed())
             raise
         else:
             self._broken.clear()
@@ -325,7 +259,7 @@ class ChunkWriter:
             for block, place in zip(blocks, encoded, strict=True):
                 offset = place.raw_offset
                 for piece in block:
-                    piece.ticket._place(piece.position, chunk, offset)
+                    piece.ticket.place(piece.position, chunk, offset)
                     offset += len(piece.raw)
         finally:
             self._runs -= 1

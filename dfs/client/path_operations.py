@@ -6,6 +6,7 @@ does not answer in time.
 """
 
 import errno
+from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final
@@ -16,6 +17,7 @@ from dfs.client.progress import Failure, Progress, ProgressCallback, Summary
 from dfs.client.remote_paths import AnyPath, about, encode, name_it, show, split
 from dfs.client.together import together
 from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import (
     READDIR_MAX,
@@ -55,32 +57,16 @@ class PathOperations:
             raise
         return True
 
-    async def scandir(self, path: AnyPath) -> AsyncIterator[DirEntry]:
+    def scandir(self, path: AnyPath) -> AsyncIterator[DirEntry]:
         """The entries of a directory with their inodes, in order of name."""
-        raw = encode(path)
-        with about(raw):
-            inode = await self.meta.resolve(raw)
-            after = b""
-            while True:
-                page = await self.meta.readdir(inode.ino, after=after, limit=READDIR_MAX)
-                for entry in page.entries:
-                    yield entry
-                if not page.more:
-                    return
-                after = page.entries[-1].name
+        return _Listing(self.meta, encode(path))
 
-    async def walk(self, path: AnyPath) -> AsyncIterator[tuple[bytes, list[DirEntry]]]:
+    def walk(self, path: AnyPath) -> AsyncIterator[tuple[bytes, list[DirEntry]]]:
         """Each directory from `path` down with its entries, parents before children.
 
         Remove directories from the list to leave them out, as with `os.walk`.
         """
-        pending = [encode(path)]
-        while pending:
-            directory = pending.pop()
-            entries = [entry async for entry in self.scandir(directory)]
-            yield directory, entries
-            below = [e.name for e in entries if e.inode.is_dir]
-            pending += [remote_paths.join(directory, name) for name in reversed(below)]
+        return _Walk(self.meta, encode(path))
 
     async def readlink(self, path: AnyPath) -> bytes:
         """The target of a symlink."""
@@ -264,6 +250,52 @@ class PathOperations:
         if origin.is_dir:
             await job.tree(origin, made, old)
         return job.summary
+
+
+class _Listing(AsyncIterator[DirEntry]):
+    """`scandir`, a page at a time. No generator: leaving it early leaves nothing open."""
+
+    def __init__(self, meta: Meta, path: bytes) -> None:
+        self._meta = meta
+        self._path = path
+        self._ino: InodeId = 0
+        self._entries: deque[DirEntry] = deque()
+        self._after = b""
+        self._more = True
+
+    async def __anext__(self) -> DirEntry:
+        while not self._entries:
+            if not self._more:
+                raise StopAsyncIteration
+            with about(self._path):
+                if not self._ino:
+                    self._ino = (await self._meta.resolve(self._path)).ino
+                page = await self._meta.readdir(self._ino, after=self._after, limit=READDIR_MAX)
+            self._entries.extend(page.entries)
+            self._more = page.more
+            if page.entries:
+                self._after = page.entries[-1].name
+        return self._entries.popleft()
+
+
+class _Walk(AsyncIterator[tuple[bytes, list[DirEntry]]]):
+    """`walk`, depth first."""
+
+    def __init__(self, meta: Meta, path: bytes) -> None:
+        self._meta = meta
+        self._pending = [path]
+        self._last: tuple[bytes, list[DirEntry]] | None = None
+
+    async def __anext__(self) -> tuple[bytes, list[DirEntry]]:
+        if self._last is not None:
+            path, entries = self._last
+            below = [entry.name for entry in entries if entry.inode.is_dir]
+            self._pending += [remote_paths.join(path, name) for name in reversed(below)]
+        if not self._pending:
+            raise StopAsyncIteration
+        path = self._pending.pop()
+        self._last = path, [entry async for entry in _Listing(self._meta, path)]
+        return self._last
 
 
 class _Copy:

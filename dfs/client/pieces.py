@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from dfs.client.chunk_writer import Ticket
 from dfs.client.interval_map import Span
+from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.inode import Extent
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from dfs.client import local_files
-from dfs.client.chunk_writer import ChunkWriter, Ticket
+from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.local_files import LocalEntry
+from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.buffers import Buffer
 from dfs.core.errors import NoSpaceError, SessionError, WireError, from_wire

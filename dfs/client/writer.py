@@ -17,11 +17,12 @@ from typing import Final, Protocol
 
 import trio
 
-from dfs.client.chunk_writer import ChunkWriter, Ticket
+from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta, unwrap
 from dfs.client.open_chunk import OpenChunk
 from dfs.client.pieces import Piece, appended_extents, extents_of, share_bytes, shifted
+from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire
 from dfs.core.ids import InodeId

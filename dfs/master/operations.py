@@ -61,16 +61,20 @@ def apply_ops(txn: Transaction, command: commands.ApplyOps) -> bytes:
     ctx = Context(txn, command.time_ns, command.session, command.cred)
     results: list[OpResult] = []
     for op in command.ops:
-        child = ctx.txn = txn.child()
+        # Where nothing has changed yet there is nothing to keep apart.
+        own = ctx.txn = txn.child() if txn.changes else txn
         try:
             inode = OPERATIONS[type(op)](ctx, op)
         except DfsError as error:
+            own.discard()
             results.append(OpResult(None, error.to_wire()))
         except OverflowError:
             # A number that no key can hold: negative, or past 64 bits.
+            own.discard()
             results.append(OpResult(None, _out_of_range(op)))
         else:
-            child.commit()
+            if own is not txn:
+                own.commit()
             results.append(OpResult(inode))
     return _encode(Applied(tuple(results)))
 

@@ -31,9 +31,22 @@ from rocksdict import (
 )
 
 from dfs.core.errors import ConfigError, DfsError, NoSpaceError
-from dfs.master.keyspace import Changes, Reader
+from dfs.master.keyspace import (
+    CHUNK,
+    INODE,
+    META_COUNTERS,
+    POLICY,
+    SESSION,
+    Changes,
+    Reader,
+)
 
 MIB: Final = 1024 * 1024
+
+_RECENT_TABLES: Final = frozenset(META_COUNTERS[:1] + SESSION + INODE + CHUNK + POLICY)
+_RECENT_ROWS: Final = 8192
+"""A few rows are read with almost every request (the counters, the session, the directory it
+is about): a dictionary answers in a tenth of the time of RocksDB's cache."""
 
 _CACHED_BLOCK_BYTES: Final = 3 * 1024
 """A low estimate of the mean block in the cache; the cost of one too low is a few MiB."""
@@ -129,10 +142,21 @@ class RocksStore:
             ) from error
         except Exception as error:  # rocksdict raises bare Exception for RocksDB's errors
             raise _cannot_open(path, error) from error
-        # Bound once: a method of ours around each would cost as much as the look-up.
-        self.get = cast(Callable[[bytes], bytes | None], self._db.get)
+        self._get = cast(Callable[[bytes], bytes | None], self._db.get)
         self.get_many = cast(Callable[[list[bytes]], list[bytes | None]], self._db.get)
+        self._recent: dict[bytes, bytes] = {}
+        """Rows of `_RECENT_TABLES` that were read or written lately, as they are in the store."""
         self._rows = cast(Callable[..., Iterator[tuple[bytes, bytes]]], self._db.items)
+
+    def get(self, key: bytes) -> bytes | None:
+        value = self._recent.get(key)
+        if value is None:
+            value = self._get(key)
+            if value is not None and key[0] in _RECENT_TABLES:
+                if len(self._recent) >= _RECENT_ROWS:
+                    self._recent.clear()
+                self._recent[key] = value
+        return value
 
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False
@@ -159,10 +183,18 @@ class RocksStore:
                 delete(key)
             else:
                 put(key, value)
+        recent = self._recent
         try:
             self._db.write(batch)
         except Exception as error:
+            recent.clear()
             raise self._failed("write", error) from error
+        for key in recent.keys() & changes.keys():
+            value = changes[key]
+            if value is None:
+                del recent[key]
+            else:
+                recent[key] = value
 
     def sync(self) -> None:
         try:

@@ -92,6 +92,11 @@ class Transaction:
                     insort(parent._sorted, key)
         parent.changes.update(self.changes)
 
+    def discard(self) -> None:
+        """Forget all changes."""
+        self.changes.clear()
+        self._sorted = None
+
 
 def _merge(
     mine: list[tuple[bytes, bytes | None]],

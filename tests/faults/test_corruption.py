@@ -85,6 +85,13 @@ class Stored:
         )
 
 
+def read_first(found: list[damage.FragmentFile], policy: str) -> list[damage.FragmentFile]:
+    """Fragments of a chunk in the order in which a reader with a free choice asks for them, so
+    that damage to the first is met: data pieces, or copies in turns."""
+    width = len(found)
+    return sorted(found, key=lambda f: f.index if policy == "ec" else (f.index + f.chunk) % width)
+
+
 @pytest.fixture
 def stored(cluster: Cluster, tree: Path, tmp_path: Path) -> Stored:
     return Stored(cluster, tree, tmp_path)
@@ -93,14 +100,13 @@ def stored(cluster: Cluster, tree: Path, tmp_path: Path) -> Stored:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("when", ["running", "stopped"])
 def test_damage_is_read_around_and_reported(
-    cluster: Cluster, stored: Stored, kind: str, when: str
+    cluster: Cluster, stored: Stored, policy: str, kind: str, when: str
 ) -> None:
     rng = random.Random(f"{kind} {when}")
     victims = [
         fragment
         for found in stored.chunks.values()
-        # The first ones: readers try to do with data fragments, so these are met.
-        for fragment in sorted(found, key=lambda fragment: fragment.index)[:SPARE]
+        for fragment in read_first(found, policy)[:SPARE]
     ]
     names = sorted({victim.server for victim in victims})
     if when == "stopped":
@@ -114,7 +120,7 @@ def test_damage_is_read_around_and_reported(
     def reported() -> bool:
         if stored.bad_fragments() > 0:
             return True
-        # With copies, a reader may have had luck and met good ones only: read again.
+        # Another copy may have been quicker: read again.
         stored.check()
         return False
 

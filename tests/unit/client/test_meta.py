@@ -233,3 +233,19 @@ async def test_errors_name_the_path(tmp_path: Path, autojump_clock: MockClock) -
         for bad in ("relative", "", "/nul\0"):
             with pytest.raises(FileSystemError):
                 await client.stat(bad)
+
+
+async def test_a_walk_leaves_out_what_is_taken_from_its_list(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        for name in ("a/b", "a/c", "d"):
+            await client.mkdir(f"/t/{name}", parents=True)
+        seen = []
+        async for path, entries in client.walk("/t"):
+            seen.append(path)
+            entries[:] = [entry for entry in entries if entry.name != b"b"]
+        assert seen == [b"/t", b"/t/a", b"/t/a/c", b"/t/d"]
+        async for entry in client.scandir("/t"):
+            assert entry.name == b"a"
+            break

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from dfs.client import Client
-from dfs.client.chunk_writer import Ticket
+from dfs.client.ticket import Ticket
 from dfs.core.errors import DfsError, FileSystemError, UnavailableError
 from dfs.wire.messages import Apply, CloseSession, Empty, Message, Open, Release, SetAttr
 from tests.unit.client.rig import running
@@ -150,7 +150,7 @@ async def test_a_ticket_that_was_given_up_keeps_no_chunk_from_being_sealed(
         if given_up == "settled":
             ticket.settle()
         else:
-            ticket._fail(UnavailableError("not now"))
+            ticket.fail(UnavailableError("not now"))
         await trio.sleep(5)
         assert chunks._current is not None
         assert chunks._current._held == 0

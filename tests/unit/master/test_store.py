@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dfs.core.errors import ConfigError
+from dfs.master import store as store_module
 from dfs.master.keyspace import META_SCHEMA, u64
 from dfs.master.state import State
 from dfs.master.store import MemoryStore, RocksStore, Store
@@ -114,6 +115,27 @@ def test_the_memory_store_is_a_sorted_dictionary(
     rows = [(key, model[key]) for key in sorted(model) if start <= key < end]
     assert list(store.scan(start, end)) == rows
     assert list(store.scan(start, end, reverse=True)) == rows[::-1]
+
+
+@pytest.mark.parametrize("table", [b"i", b"d"])
+def test_rows_written_and_read_at_random_are_never_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch, table: bytes
+) -> None:
+    monkeypatch.setattr(store_module, "_RECENT_ROWS", 5)
+    random, model = Random(3), dict[bytes, bytes]()
+    keys = [table + u64(number) for number in range(20)]
+    for number in range(3000):
+        key = random.choice(keys)
+        assert store.get(key) == model.get(key)
+        batch = {random.choice(keys): b"%d" % number, random.choice(keys): None}
+        if number % 3 == 0:
+            store.write(batch)
+            for changed, value in batch.items():
+                model.pop(changed, None)
+                if value is not None:
+                    model[changed] = value
+    assert dict(store.scan(b"\0", b"\xff")) == model
+    assert store.get_many(keys) == [model.get(key) for key in keys]
 
 
 def test_a_checkpoint_is_a_store_as_of_then(store: Store, tmp_path: Path) -> None:
