@@ -46,6 +46,8 @@ FETCH_MAX_BYTES: Final = READ_MAX_BYTES
 READ_TIMEOUT_S: Final = 10.0
 _INLINE_BYTES: Final = 256 * 1024
 """Answers up to this size are decoded here; a hop to a thread would cost more."""
+_TICK_S: Final = 1e-6
+"""Too short to wait for: added to the time of day, less is lost in rounding, and no time passes."""
 _HEDGE_SHARE: Final = 0.05
 _HEDGE_SAVED_MAX: Final = 10.0
 _PATIENCE_S: Final = 2.0
@@ -243,7 +245,7 @@ class _Attempt:
                 delay_s = math.inf
                 if waiting:
                     delay_s = 0.0 if wanted else self._overdue(active, gap)
-                if delay_s <= 0:
+                if delay_s <= _TICK_S:
                     source = waiting.popleft()
                     active[source] = trio.current_time()
                     nursery.start_soon(self._ask, source, gap, active)

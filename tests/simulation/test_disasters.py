@@ -29,7 +29,7 @@ STEPS = 12
 """Of each task."""
 DOWN_MAX = 2
 """Chunk servers that are out of reach at a time."""
-REGRESSIONS: list[int] = []
+REGRESSIONS = [11, 52, 140]
 
 Step = Callable[[], Awaitable[None]]
 
@@ -38,7 +38,7 @@ def seeds() -> list[int]:
     wanted = os.environ.get("DFS_SIM_SEEDS", "10")
     if wanted.startswith("seed:"):
         return [int(wanted.removeprefix("seed:"))]
-    return [*REGRESSIONS, *range(1, int(wanted) + 1)]
+    return sorted({*REGRESSIONS, *range(1, int(wanted) + 1)})
 
 
 class Worker:
