@@ -20,7 +20,7 @@ from dfs.chunkserver.catalog import Catalog, scan
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch, FragmentFile, FragmentGoneError, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader, FragmentName, directory_of
-from dfs.chunkserver.health import Health
+from dfs.chunkserver.health import Health, passes
 from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.room import Room
 from dfs.core.errors import (
@@ -164,7 +164,8 @@ class Disk:
         )
         if joined != identity:
             self.identity = joined
-            with contextlib.suppress(DiskError):  # a failed disk is still worth reading
+            # A failed or full disk is still worth reading; the note is made at another start.
+            with contextlib.suppress(DiskError, NoSpaceError):
                 await self.health.run(identities.save, Path(self.path), joined)
 
     # ------------------------------------------------------------------ health
@@ -181,7 +182,11 @@ class Disk:
             await trio.sleep(PROBE_INTERVAL_S)
 
     async def _alarm(self) -> None:
-        await trio.sleep(PROBE_TIMEOUT_S)
+        # Any answer will do: on a busy disk the probe itself may wait long for its turn.
+        answered_at = trio.current_time()
+        while answered_at + PROBE_TIMEOUT_S > trio.current_time():
+            await trio.sleep_until(answered_at + PROBE_TIMEOUT_S)
+            answered_at = max(answered_at, self.health.answered_at)
         self.health.fail(f"it has not answered for {PROBE_TIMEOUT_S:g} s")
 
     async def _probe(self) -> None:
@@ -194,9 +199,10 @@ class Disk:
         try:
             disk = await self.health.workers.run(look)
         except OSError as error:
-            self.health.fail(
-                str(error) if isinstance(error, DfsError) else error.strerror or str(error)
-            )
+            if not passes(error):
+                self.health.fail(
+                    str(error) if isinstance(error, DfsError) else error.strerror or str(error)
+                )
             return
         if disk != self.identity.disk:
             self.health.fail(f"another disk is mounted there now: {disk}")
@@ -404,24 +410,24 @@ class Disk:
     async def delete(self, chunks: Iterable[ChunkId]) -> None:
         """Delete fragments; readers under way finish. What is not here counts as deleted."""
         idle: list[FragmentName] = []
-        for chunk in chunks:
-            while chunk in self._opening:
-                await self._opening[chunk].wait()
-            fragment = self._in_use.get(chunk)
-            if fragment is not None:
-                await self._delete_in_use(fragment)
-            elif (name := self.catalog.get(chunk)) is not None:
-                self.catalog.remove(chunk)
-                idle.append(name)
-        if idle:
-            paths = [os.path.join(self._directory_of(name.chunk), str(name)) for name in idle]
-            try:
+        try:
+            for chunk in chunks:
+                while chunk in self._opening:
+                    await self._opening[chunk].wait()
+                fragment = self._in_use.get(chunk)
+                if fragment is not None:
+                    await self._delete_in_use(fragment)
+                elif (name := self.catalog.get(chunk)) is not None:
+                    self.catalog.remove(chunk)
+                    idle.append(name)
+            if idle:
+                paths = [os.path.join(self._directory_of(name.chunk), str(name)) for name in idle]
                 self.room.account(-await self.health.run(_unlink, paths))
-            except BaseException:
-                # Which of them are gone is found out when they are next asked for.
-                for name in idle:
-                    self.catalog.put(name)
-                raise
+        except BaseException:
+            # Which of them are gone is found out when they are next asked for.
+            for name in idle:
+                self.catalog.put(name)
+            raise
 
     async def _delete_in_use(self, fragment: Fragment) -> None:
         fragment.pin()

@@ -220,14 +220,24 @@ class FragmentFile:
         return True
 
     def warm(self, offset: int, length: int) -> None:
-        """Bring the range into the page cache, without copying it: blocks until it is there."""
+        """Bring the range into the page cache, without copying it: blocks until it is there.
+
+        All of it is read: a bad sector has to show here, where it costs one request. In the
+        middle of an answer it would cost the connection.
+        """
         # In small steps: the kernel cuts one long advice off at its read-ahead size.
         end = offset + length
         for position in range(offset, end, _WARM_STEP_BYTES):
             os.posix_fadvise(self._fd, position, _WARM_STEP_BYTES, os.POSIX_FADV_WILLNEED)
-        for position in range(offset, end, _WARM_STEP_BYTES):
-            os.pread(self._fd, 1, position)
-        os.pread(self._fd, 1, end - 1)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            while offset < end:
+                sent = os.sendfile(nowhere, self._fd, offset, end - offset)
+                if not sent:
+                    return  # cut short meanwhile: who sends it will notice
+                offset += sent
+        finally:
+            os.close(nowhere)
 
     # ------------------------------------------------------------------ writing
 
@@ -370,7 +380,10 @@ class FragmentFile:
 
     def sync(self) -> None:
         """Make all that was appended durable, and the file's name."""
-        os.fdatasync(self._fd)
+        _sync_data(self._fd)
+        self._sync_name()
+
+    def _sync_name(self) -> None:
         if not self._directory_synced:
             sync_directory(self._directory)
             self._directory_synced = True
@@ -403,27 +416,27 @@ class FragmentFile:
             _write_all(self._fd, [footer], index.file_end)
             os.ftruncate(self._fd, end)
         except BaseException:
+            claim(index.file_end - before)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, index.file_end)
             raise
         claim(end - before)
-        os.fdatasync(self._fd)
+        _sync_data(self._fd)
         self._finish_seal()
 
     def _finish_seal(self) -> None:
-        """The footer is durable: say so in the name, and make that durable if it never was.
+        """The footer is durable: say so in the name.
 
-        A crash before the new name is on disk does no harm: the footer is found under the old.
+        A crash before the new name is on disk does no harm: the footer is found under the old,
+        which is made durable first. So whoever sees the new name knows that all is durable.
         """
+        self._sync_name()
         sealed = FragmentName(self.header.chunk, self.header.index, self.index.length)
         os.rename(self.path, os.path.join(self._directory, str(sealed)))
         self._name = sealed
         self.sealed = True
         self.promised_length = self.index.length
         self.appends += 1
-        if not self._directory_synced:
-            sync_directory(self._directory)
-            self._directory_synced = True
 
     # ------------------------------------------------------------------ opening
 
@@ -451,8 +464,12 @@ class FragmentFile:
             return
         if promised is None:
             # The server died between the footer and the name, and all is there.
-            os.fdatasync(self._fd)
-            self._finish_seal()
+            try:
+                _sync_data(self._fd)
+                self._finish_seal()
+            except OSError as error:
+                if error.errno != errno.EROFS:  # a read-only disk is still worth reading
+                    raise
         elif self.index.length != promised:
             raise FragmentError(
                 f"{self.path} covers {self.index.length} bytes: not what its name says"
@@ -535,6 +552,17 @@ def _open_fd(path: str, *, writable: bool) -> int:
             if error.errno != errno.EROFS:
                 raise
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _sync_data(fd: int) -> None:
+    """fdatasync. Where it fails, bytes may be gone for good, and a second try would not say so.
+
+    Raises OSError with EIO, also where the reason was a lack of space: the disk has failed.
+    """
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        raise OSError(errno.EIO, f"{error.strerror} in fdatasync") from error
 
 
 def _write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:

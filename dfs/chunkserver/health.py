@@ -3,7 +3,8 @@
     ENOSPC, EDQUOT                the disk is full: NoSpaceError, it serves on
     ENOENT, EEXIST                a fragment is not as we knew it: FragmentError
     EMFILE, ENFILE, ENOMEM        the machine is short of something: BusyError
-    any other, in a change        the disk has failed (EIO, EROFS, a failed fsync, ...): DiskError
+    any other, in a change        the disk has failed (EIO, EROFS, ...): DiskError; so has one
+                                  where fdatasync fails, for whatever reason
     any other, in a read          DiskError; the disk has failed at the third
 
 A failed disk takes no change any more, until the server is started again. It still tries to read:
@@ -12,9 +13,12 @@ what it has may be the last copy.
 
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import Final, TypeVar
+
+import trio
 
 from dfs.core.errors import BusyError, DfsError, DiskError, FragmentError, NoSpaceError
 from dfs.core.workers import Workers
@@ -42,6 +46,8 @@ class Health:
         """Why the disk has failed; "" while it has not."""
         self.changed: Callable[[], None] = _nothing
         """Called when the disk fails or gets full: the master should hear of it."""
+        self.answered_at = -math.inf
+        """When a call last came back from the disk."""
         self._read_errors = 0
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
@@ -52,7 +58,7 @@ class Health:
         """
         self.check()
         try:
-            return await self.workers.run(function, *args)
+            return await self._run(function, *args)
         except DfsError:
             raise
         except OSError as error:
@@ -61,11 +67,20 @@ class Health:
     async def run_read(self, function: Callable[..., T], *args: object) -> T:
         """Run a blocking call that reads; works on a failed disk as long as the disk does."""
         try:
-            return await self.workers.run(function, *args)
+            return await self._run(function, *args)
         except DfsError:
             raise
         except OSError as error:
             raise self._judge(error, changing=False) from error
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        try:
+            result = await self.workers.run(function, *args)
+        except Exception:  # not Cancelled: then it never began
+            self.answered_at = trio.current_time()
+            raise
+        self.answered_at = trio.current_time()
+        return result
 
     def judge_read(self, error: OSError) -> DfsError:
         """What an OSError of a read on the event loop means."""
@@ -108,6 +123,11 @@ class Health:
             if self._read_errors >= READ_ERRORS_MAX:
                 self.fail(f"{text} ({self._read_errors} reads failed)")
         return DiskError(f"disk {self.path}: {text}", errno=number)
+
+
+def passes(error: OSError) -> bool:
+    """Whether it says nothing against the disk's health: full, or the machine is short."""
+    return error.errno in _FULL | _SHORT_OF
 
 
 def _nothing() -> None:

@@ -111,7 +111,7 @@ class ChunkService:
                     return _NO_RECORDS
                 if fragment.file.is_cached(start, size):
                     fragment.pin()
-                    return _records(fragment, start, size, records)
+                    return _records(disk, fragment, start, size, records)
             except (FragmentError, OSError):
                 pass  # the slow way looks closer
         return self._read_slowly(disk, request)
@@ -125,7 +125,7 @@ class ChunkService:
             if not fragment.file.is_cached(start, size):
                 await disk.health.run_read(fragment.file.warm, start, size)
             fragment.pin()
-            return _records(fragment, start, size, records)
+            return _records(disk, fragment, start, size, records)
         except FragmentError:
             await disk.look_again(fragment)
             raise
@@ -175,9 +175,14 @@ class ChunkService:
         )
 
 
-def _records(fragment: Fragment, start: int, size: int, records: int) -> ReplyResult:
+def _records(disk: Disk, fragment: Fragment, start: int, size: int, records: int) -> ReplyResult:
     """The answer to a read; takes over a pin, which goes when the bytes have been sent."""
-    payload = FilePayload(fragment.file.fd, ((start, size),), close=fragment.unpin)
+
+    def judge(error: DfsError) -> None:
+        if isinstance(error, DiskError):  # a file cut short is noticed at the next use
+            disk.health.judge_read(error)
+
+    payload = FilePayload(fragment.file.fd, ((start, size),), close=fragment.unpin, on_error=judge)
     return RecordsReply(records), payload
 
 

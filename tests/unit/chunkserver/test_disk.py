@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from dfs.chunkserver import fragment as fragments
+from dfs.chunkserver import identity as identities
 from dfs.chunkserver.disk import Cache, Disk
 from dfs.chunkserver.fragment_file import FragmentFile
 from dfs.chunkserver.fragment_format import FragmentHeader
@@ -540,6 +541,23 @@ async def test_a_disk_fails_at_the_third_read_error(tmp_path: Path) -> None:
         fragment.unpin()
 
 
+async def test_a_deletion_that_is_cut_off_forgets_no_fragment(tmp_path: Path) -> None:
+    """Else "what is not here counts as deleted" would leave its file behind."""
+    async with opened(tmp_path) as disk:
+        await store(disk, [1000], header(8))
+    async with opened(tmp_path) as disk:
+        await store(disk, [1000])
+        fragment = await disk.fragment(7)
+        async with trio.open_nursery() as nursery, fragment.order:
+            nursery.start_soon(disk.delete, [8, 7])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        fragment.unpin()
+        assert {held.chunk for held in await disk.held([7, 8])} == {7, 8}
+        await disk.delete([8, 7])
+        assert files(tmp_path) == []
+
+
 @pytest.mark.allow_logs("has failed: Invalid argument|has failed: Input/output error")
 async def test_a_failed_sync_fails_the_disk_for_all_who_wait(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
@@ -621,6 +639,37 @@ async def test_a_disk_that_turns_read_only_fails_and_can_be_read(small_mount: Pa
         assert (await status(disk, 8)).length == 1000
 
 
+async def test_a_fragment_sealed_but_for_its_name_is_read_from_a_read_only_disk(
+    small_mount: Path,
+) -> None:
+    async with opened(small_mount) as disk:
+        await store(disk, [1000, 2000], seal=True)
+    (sealed,) = files(small_mount)
+    sealed.rename(sealed.with_name("0000000000000007-00.open"))
+    async with opened(small_mount) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", small_mount], check=True)
+        assert (await status(disk, 7)).length == 3000
+        assert await disk.held([7]) == [HeldFragment(7, 0, 3000, False)]
+    subprocess.run(["mount", "-o", "remount,rw", small_mount], check=True)
+    async with opened(small_mount) as disk:
+        assert (await disk.seal(7, 3000)).sealed
+    assert files(small_mount) == [sealed]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+async def test_a_probe_without_room_or_descriptors_says_nothing_against_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def short(_: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with opened(tmp_path) as disk:
+        monkeypatch.setattr(identities, "note_holder", short)
+        with trio.move_on_after(0.1):
+            await disk.watch()
+        assert not disk.report().failed
+
+
 @pytest.mark.allow_logs("has failed: Read-only file system")
 async def test_an_idle_disk_that_turns_read_only_is_noticed(small_mount: Path) -> None:
     async with opened(small_mount) as disk:
@@ -644,6 +693,39 @@ async def test_a_disk_that_vanishes_is_noticed(tmp_path: Path) -> None:
         (tmp_path / "disk.json").unlink()
         await disk.watch()
         assert disk.report().failed
+
+
+@pytest.mark.allow_logs("has failed: it has not answered for 30 s")
+async def test_a_slow_disk_with_much_to_do_is_no_hung_one(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Slow(Inline):
+        busy = False
+        turn = trio.Semaphore(1)
+
+        async def run(self, function: Callable[..., T], *args: object) -> T:
+            if not self.busy:
+                return await super().run(function, *args)
+            async with self.turn:
+                await trio.sleep(5)
+                return await super().run(function, *args)
+
+    async with opened(tmp_path, workers=(slow := Slow())) as disk:
+        slow.busy = True
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(disk.health.run_read, os.getpid)
+            nursery.start_soon(disk.watch)
+            await trio.sleep(100)
+            assert not disk.report().failed
+            await slow.turn.acquire()  # from now on it hangs
+            with trio.move_on_after(100):
+                while not disk.report().failed:
+                    with trio.move_on_after(3):  # the callers' deadline
+                        await disk.health.run_read(os.getpid)
+            assert disk.report().failed
+            slow.turn.release()
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.allow_logs("has failed: it has not answered for 30 s")

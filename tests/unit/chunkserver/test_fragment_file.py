@@ -1,5 +1,6 @@
 """One fragment file: what is stored comes back, and nothing that goes wrong leaves it torn."""
 
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from dfs.chunkserver import fragment_file
 from dfs.chunkserver.fragment_file import (
     REPLY_MAX_BYTES,
     FragmentFile,
@@ -362,6 +364,50 @@ def test_a_footer_that_a_power_cut_kept_without_its_records_is_not_believed(
         again.seal(22_000, Claims())
         assert len(read(again)) == 4
     again.close()
+
+
+def test_a_sealed_name_is_on_disk_only_after_some_name_of_the_fragment_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds the sealed name after a crash takes the fragment for durable."""
+    file = create(tmp_path, [1000])
+    names: list[list[str]] = []
+    monkeypatch.setattr(
+        fragment_file, "sync_directory", lambda path: names.append(os.listdir(path))
+    )
+    file.seal(1000, Claims())
+    file.close()
+    assert names == [["0000000000000007-00.open"]]
+
+
+def test_a_sync_that_failed_for_lack_of_space_is_a_failed_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel forgets what it could not write, so that a second fdatasync would succeed."""
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = create(tmp_path, [1000])
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(OSError, match="No space left on device in fdatasync") as info:
+        file.sync()
+    assert info.value.errno == errno.EIO
+    with pytest.raises(OSError, match="No space left on device in fdatasync"):
+        file.seal(1000, Claims())
+    file.close()
+
+
+def test_a_seal_that_fails_gives_back_the_room_of_what_it_cut(tmp_path: Path) -> None:
+    claims = Claims()
+    file = FragmentFile(str(tmp_path), header())
+    file.append([batch(encode([1000, 5000], level=None))], claims)
+    with file_size_limit(1100), pytest.raises(OSError, match="File too large"):
+        file.seal(1000, claims)
+    assert claims.used == file.stored_bytes == os.stat(file.path).st_size
+    file.seal(1000, claims)
+    assert claims.used == file.stored_bytes == os.stat(file.path).st_size
+    file.close()
 
 
 # ------------------------------------------------------------------ recovery and damage

@@ -1,5 +1,6 @@
 """A chunk server over real sockets: what clients store, read, sync, seal and delete."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from random import Random
 import pytest
 import trio
 
+from dfs.chunkserver.fragment_file import FragmentFile
 from dfs.chunkserver.service import ChunkService
 from dfs.core.block import BLOCK_BYTES, decode_block, encode_block, parse_records
 from dfs.core.buffers import Buffer
@@ -22,6 +24,7 @@ from dfs.core.errors import (
 from dfs.core.redundancy import Redundancy
 from dfs.wire.connection import Connection
 from dfs.wire.dial import connect
+from dfs.wire.handlers import FilePayload, Peer
 from dfs.wire.hello import Hello
 from dfs.wire.messages import (
     READ_MAX_BYTES,
@@ -39,10 +42,11 @@ from dfs.wire.messages import (
     SyncFragments,
 )
 from dfs.wire.serve import serve
-from tests.unit.chunkserver.sample import encode, header, raw_block
+from tests.unit.chunkserver.sample import batch, encode, header, raw_block
 from tests.unit.chunkserver.test_disk import files, opened
 
 DISK = 3
+READ_ALL = ReadRecords(DISK, 7, 0, READ_MAX_BYTES)
 
 
 @asynccontextmanager
@@ -242,6 +246,55 @@ async def test_a_file_swapped_in_place_is_refused_by_the_reader(tmp_path: Path) 
         for chunk in (7, 8):
             with pytest.raises(CorruptError, match="of another chunk"):
                 await read(peer, 0, 1, chunk=chunk)
+
+
+class BadSector:
+    """Stands in for os.sendfile: any run that holds this byte of a file ends there with EIO."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self._sendfile = os.sendfile
+
+    def __call__(self, out: int, source: int, offset: int, count: int) -> int:
+        if offset <= self.at < offset + count:
+            if offset == self.at:
+                raise OSError(errno.EIO, "Input/output error")
+            count = self.at - offset
+        return self._sendfile(out, source, offset, count)
+
+
+@pytest.mark.allow_logs("a read failed: Input/output error")
+async def test_a_bad_sector_costs_its_reader_an_error_and_nobody_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as peer:
+        await append(peer, encode([200_000] * 4, level=None))
+        monkeypatch.setattr(FragmentFile, "is_cached", lambda *_: False)
+        monkeypatch.setattr(os, "sendfile", BadSector(250_000))
+        with pytest.raises(DiskError, match="Input/output error"):
+            await read(peer, 0, 800_000)
+        assert (await read(peer, 400_000, 400_000))[0] == 400_000
+        assert not peer.closed
+
+
+@pytest.mark.allow_logs("a read failed: Input/output error", "has failed: Input/output error")
+async def test_a_disk_whose_reads_fail_while_they_are_sent_is_noticed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as disk:
+        await disk.append(header(), batch(encode([1000])))
+        service = ChunkService([disk])
+        for _ in range(3):
+            assert not disk.report().failed
+            answer = service.read(Peer("memory:a", Hello("client")), READ_ALL, memoryview(b""))
+            if isinstance(answer, Awaitable):
+                answer = await answer
+            assert isinstance(answer, tuple)
+            payload = answer[1]
+            assert isinstance(payload, FilePayload)
+            assert payload.on_error is not None
+            assert payload.close is not None
+            payload.on_error(DiskError("cannot read a file: Input/output error"))
+            payload.close()
+        assert disk.report().failed
 
 
 async def test_many_readers_writers_and_deleters_at_once(tmp_path: Path) -> None:
