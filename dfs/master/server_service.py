@@ -175,6 +175,10 @@ class ServerService:
             if before is DiskState.DOWN:
                 # What was lost or deleted while it was away is for the report to find.
                 self._reports.want(disks, get_counters(self._reader).next_chunk)
+        for disk in disks:
+            if self._liveness.state(disk) is DiskState.FAILED:
+                # It may never be listed. Once it works again, its server registers anew.
+                self._reports.finished(disk)
         return m.HeartbeatReply(True, self._reports.to_ask(disks, self._clock()))
 
     # ------------------------------------------------------------------ chunk reports
@@ -184,7 +188,7 @@ class ServerService:
     ) -> m.ReportChunksReply:
         """Compare a page with the store, letting others in after each stretch of it."""
         disk = request.disk
-        if self._liveness.server_of(disk) != request.server:
+        if not request.server or self._liveness.server_of(disk) != request.server:
             raise ProtocolError(
                 f"disk {disk} does not belong to server {request.server}",
                 hint="the server must register again",

@@ -501,6 +501,30 @@ async def test_the_chunk_report_sorts_out_what_a_disk_holds(autojump_clock: Mock
         assert (status.chunks_healthy, status.chunks_degraded) == (1, 2)
 
 
+async def test_a_failed_disk_owes_no_report(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sealed is remembered while a disk owes one; this one would owe it for ever."""
+    asked = 0
+
+    async def cannot(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        await trio.lowlevel.checkpoint()
+
+    async with grid(servers=3) as g:
+        victim = g.servers[0]
+        monkeypatch.setattr(victim, "_report_chunks", cannot)
+        victim.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        g.nursery.start_soon(victim.run)
+        await trio.sleep(150)
+        assert asked == 3, "it is asked again while it works"
+        victim.failed = True
+        await trio.sleep(500)
+        assert asked == 3
+
+
 # ------------------------------------------------------------------ what must not break it
 
 
@@ -532,6 +556,8 @@ async def test_nonsense_is_refused_and_the_master_lives_on(autojump_clock: MockC
             (m.CreatePolicy(session.id, 906, Policy(0, "x", Redundancy(0, 99), 3)), m.PolicyReply),
             (m.ReportChunks(below, below, below, (), True), m.ReportChunksReply),
             (m.ReportChunks(1, g.servers[0].disk, below, (), True), m.ReportChunksReply),
+            (m.ReportChunks(0, below, 0, (), True), m.ReportChunksReply),
+            (m.ReportChunks(0, huge, 0, (), True), m.ReportChunksReply),
         ]
         for request, reply in nonsense:
             with pytest.raises(DfsError) as caught:
