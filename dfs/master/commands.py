@@ -13,7 +13,7 @@ from typing import Generic, TypeAlias, TypeVar
 import msgspec
 
 from dfs.core.chunk import Chunk, FragmentState
-from dfs.core.ids import ChunkId, DiskId, PolicyId, SessionId
+from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, SessionId
 from dfs.core.policy import Policy
 from dfs.master.keyspace import DiskRecord, ServerRecord, SessionRecord
 from dfs.wire.messages import AnyOp, Cred
@@ -97,12 +97,18 @@ class PurgeResult(msgspec.Struct, frozen=True):
     """Rows that this step removed."""
     more: bool
     """There is more to purge now."""
+    upto: InodeId
+    """`after` of the next step."""
 
 
 class PurgeStep(Command[PurgeResult], frozen=True, tag=21):
-    """Free up to `limit` rows of removed and truncated files and of closed sessions."""
+    """Free up to `limit` rows of removed and truncated files and of closed sessions.
+
+    Files are taken from the queue in order of inode, past `after`.
+    """
 
     limit: int = 1000
+    after: InodeId = 0
 
 
 class CreatePolicy(SessionCommand[Policy], frozen=True, tag=22):

@@ -207,7 +207,8 @@ def replace(
             left = other if other.end == start else None
             break
         covered.append(other)
-        if other.file_offset < start:
+        # Past the first of a file lie the graves of others, and the scan would go through them.
+        if other.file_offset < start or other.file_offset == 0:
             break
     for other in covered:
         before, after = _cut(txn, ino, other, start, end, ledger)

@@ -8,22 +8,19 @@ from typing import Final
 
 from msgspec.structs import replace as changed
 
-from dfs.core.errors import FileSystemError, refuse
+from dfs.core.errors import BusyError, DfsError, FileSystemError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES
 from dfs.core.inode import Extent, Inode
 from dfs.master import extents, sessions, trims
-from dfs.master.context import Context
+from dfs.master.context import CLONE_ROWS_PER_COMMAND, Context
 from dfs.master.keyspace import get_inode, put_inode, xattr_key
 from dfs.master.limits import check_size, check_time
 from dfs.master.permissions import READ, WRITE, mode_after_write, refused
 from dfs.master.removal import TRIMMED, XATTRS, cut_off
 from dfs.wire.messages import CloneRange, Commit, PunchHole
 
-CLONE_EXTENTS_MAX: Final = 16384
-"""Extents that one CloneRange copies at most: about 0.2 s of the master's time."""
-
 CAPABILITY: Final = b"security.capability"
-"""Whoever writes to a file takes its capabilities away, as with the set-id bits."""
+"""Whoever writes to a file, or gives it away, takes its capabilities, as with the set-id bits."""
 
 
 def regular_file(ctx: Context, ino: int) -> Inode:
@@ -36,11 +33,15 @@ def regular_file(ctx: Context, ino: int) -> Inode:
     return inode
 
 
-def written(ctx: Context, inode: Inode, *, mtime_ns: int | None = None) -> Inode:
-    """The inode after a change of its data, apart from what changed. Drops privileges."""
+def drop_capability(ctx: Context, inode: Inode) -> None:
     if inode.flags & XATTRS:
         # The flag stays: it says that there may be attributes.
         ctx.txn.delete(xattr_key(inode.ino, CAPABILITY))
+
+
+def written(ctx: Context, inode: Inode, *, mtime_ns: int | None = None) -> Inode:
+    """The inode after a change of its data, apart from what changed. Drops privileges."""
+    drop_capability(ctx, inode)
     return changed(
         inode,
         mode=mode_after_write(inode, ctx.cred),
@@ -129,6 +130,7 @@ def clone_range(ctx: Context, op: CloneRange) -> Inode:
         raise refuse(errno.EINVAL, f"clone of a range of inode {source.ino} onto itself")
     pieces = _shared(ctx, source, offset, length, new_offset - offset)
     freed = _clear(ctx, target, new_offset, new_offset + length)
+    ctx.clone_rows = max(0, ctx.clone_rows - len(pieces))
     target = changed(
         written(ctx, target),
         size=max(target.size, new_offset + length),
@@ -156,8 +158,8 @@ def _shared(ctx: Context, source: Inode, offset: int, length: int, shift: int) -
                 extent.chunk_offset + low - extent.file_offset,
             )
         )
-        if len(pieces) > CLONE_EXTENTS_MAX:
-            raise _too_many(source)
+        if len(pieces) > ctx.clone_rows:
+            raise _too_many(ctx, source)
     return pieces
 
 
@@ -166,9 +168,10 @@ def _clear(ctx: Context, target: Inode, start: int, end: int) -> int:
     if not target.allocated:
         return 0
     under = extents.stored(ctx.txn, target.ino, start, end)
-    found = list(islice(under, CLONE_EXTENTS_MAX + 1))
-    if len(found) > CLONE_EXTENTS_MAX:
-        raise _too_many(target)
+    found = list(islice(under, ctx.clone_rows + 1))
+    if len(found) > ctx.clone_rows:
+        raise _too_many(ctx, target)
+    ctx.clone_rows -= len(found)
     ledger = extents.Ledger()
     freed = extents.cut(ctx.txn, target.ino, found, start, end, ledger)
     ledger.book(ctx.txn)
@@ -177,9 +180,18 @@ def _clear(ctx: Context, target: Inode, start: int, end: int) -> int:
     return freed
 
 
-def _too_many(inode: Inode) -> FileSystemError:
+def _too_many(ctx: Context, inode: Inode) -> DfsError:
+    """The refusal of a clone that would take more rows than its command may."""
+    alone = ctx.clone_rows == CLONE_ROWS_PER_COMMAND
+    # The attempt was work too: clones after this one are not to repeat it.
+    ctx.clone_rows = 0
+    if not alone:
+        return BusyError(
+            f"the clones of one request share more than {CLONE_ROWS_PER_COMMAND} extents",
+            hint="send them in several requests",
+        )
     return FileSystemError(
-        f"inode {inode.ino} has more than {CLONE_EXTENTS_MAX} extents in that range",
+        f"inode {inode.ino} has more than {CLONE_ROWS_PER_COMMAND} extents in that range",
         errno=errno.EFBIG,
         hint="clone it in several ranges",
     )

@@ -311,6 +311,7 @@ def _counters(reader: Reader, facts: _Facts) -> Iterator[str]:
         chunks=len(facts.chunks),
         chunks_open=states[ChunkState.OPEN],
         chunks_doomed=states[ChunkState.DOOMED],
+        purging=sum(1 for _ in scan_prefix(reader, keys.PURGE)),
     )
     if counters != expected:
         yield f"the counters say {counters}, a count {expected}"

@@ -118,6 +118,8 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Chunks that exist, in any state."""
     chunks_open: int = 0
     chunks_doomed: int = 0
+    purging: int = 0
+    """Inodes in the purge queue."""
 
 
 class SessionRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -402,6 +404,19 @@ def get_counters(reader: Reader) -> Counters:
 
 def put_counters(txn: Writer, counters: Counters) -> None:
     txn.put(META_COUNTERS, encode(counters))
+
+
+def enqueue_purge(txn: Writer, ino: InodeId) -> None:
+    """Put an inode that is not there yet into the purge queue."""
+    txn.put(purge_key(ino), u64(0))
+    counters = get_counters(txn)
+    put_counters(txn, msgspec.structs.replace(counters, purging=counters.purging + 1))
+
+
+def dequeue_purge(txn: Writer, ino: InodeId) -> None:
+    txn.delete(purge_key(ino))
+    counters = get_counters(txn)
+    put_counters(txn, msgspec.structs.replace(counters, purging=counters.purging - 1))
 
 
 def scan_prefix(

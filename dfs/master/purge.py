@@ -1,7 +1,8 @@
 """The purge: frees in bounded steps what removals, truncations and closed sessions left behind.
 
 One `commands.PurgeStep` is one step; the master's purge job sends them while there is work. Each
-step resumes where the last one stopped, so that freeing n rows costs O(n) in all.
+step resumes where the last one stopped, so that freeing n rows costs O(n) in all: the store has
+to step over every row that was deleted lately, so nothing here may look for the first one again.
 """
 
 from itertools import islice
@@ -16,9 +17,12 @@ from dfs.master.keyspace import (
     LEFTOVERS,
     PURGE,
     Reader,
+    dequeue_purge,
     from_u64,
+    get_counters,
     get_inode,
     key_id,
+    prefix_end,
     purge_key,
     put_inode,
     scan_prefix,
@@ -37,14 +41,26 @@ def purge_step(txn: Transaction, command: commands.PurgeStep) -> PurgeResult:
         if budget > 0:
             txn.delete(row[0])
             budget -= 1
-    while budget > 0 and (row := next(scan_prefix(txn, PURGE), None)) is not None:
-        budget = _purge_inode(txn, key_id(row[0]), from_u64(row[1]), budget)
-    return PurgeResult(command.limit - budget, more=pending(txn))
+    # Each takes one of the budget at least.
+    upto = command.after
+    start, limit = purge_key(upto + 1), budget
+    queued = list(islice(txn.scan(start, prefix_end(PURGE)), limit))
+    for key, value in queued:
+        budget = _purge_inode(txn, key_id(key), from_u64(value), budget)
+        if budget == 0:
+            break
+        upto = key_id(key)
+    else:
+        if len(queued) < limit:
+            upto = 0
+    return PurgeResult(command.limit - budget, pending(txn), upto)
 
 
 def pending(reader: Reader) -> bool:
-    """Whether a purge step would find work."""
-    return any(next(scan_prefix(reader, table), None) is not None for table in (LEFTOVERS, PURGE))
+    """Whether there is work for a purge step."""
+    if get_counters(reader).purging:
+        return True
+    return next(scan_prefix(reader, LEFTOVERS), None) is not None
 
 
 def _purge_inode(txn: Transaction, ino: InodeId, position: int, budget: int) -> int:
@@ -70,7 +86,7 @@ def _purge_removed(
     if budget > 0:
         for start, _ in trims.of(txn, ino):
             txn.delete(trim_key(ino, start))
-        txn.delete(purge_key(ino))
+        dequeue_purge(txn, ino)
         return budget - 1
     txn.put(purge_key(ino), u64(taken.end))
     return 0
@@ -91,7 +107,7 @@ def _purge_trims(txn: Transaction, inode: Inode, budget: int, ledger: extents.Le
     flags = inode.flags
     if not trims.of(txn, ino):
         flags &= ~TRIMMED
-        txn.delete(purge_key(ino))
+        dequeue_purge(txn, ino)
         budget -= 1
     # Neither version nor ctime: what a reader sees has not changed.
     put_inode(txn, msgspec.structs.replace(inode, allocated=inode.allocated - freed, flags=flags))

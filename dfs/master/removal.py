@@ -19,10 +19,10 @@ from dfs.master import extents, trims
 from dfs.master.context import Context
 from dfs.master.keyspace import (
     XATTR,
+    enqueue_purge,
     get_counters,
     inode_key,
     orphan_key,
-    purge_key,
     put_counters,
     scan_prefix,
     u64,
@@ -44,15 +44,18 @@ def remove(ctx: Context, inode: Inode) -> None:
     txn.delete(orphan_key(ino))
     counters = get_counters(txn)
     put_counters(txn, msgspec.structs.replace(counters, inodes=counters.inodes - 1))
-    queued = bool(inode.flags & TRIMMED)
-    if inode.allocated and not queued:
+    if inode.flags & TRIMMED:
+        # It is in the queue already.
+        return
+    queued = False
+    if inode.allocated:
         few = _few(ctx, inode, 0, extents.ALL)
         queued = few is None
         _free(ctx, ino, few or [])
     if inode.flags & XATTRS and not queued:
         queued = delete_xattrs(txn, ino, INLINE_ROWS) == 0
     if queued:
-        txn.put(purge_key(ino), u64(0))
+        enqueue_purge(txn, ino)
 
 
 def cut_off(ctx: Context, inode: Inode, start: int, end: int) -> tuple[int, int]:
@@ -77,7 +80,8 @@ def cut_off(ctx: Context, inode: Inode, start: int, end: int) -> tuple[int, int]
     extents.split(txn, ino, start)
     extents.split(txn, ino, end)
     trims.add(txn, ino, start, end)
-    txn.put(purge_key(ino), u64(0))
+    if not trimmed:
+        enqueue_purge(txn, ino)
     return inode.allocated, inode.flags | TRIMMED
 
 

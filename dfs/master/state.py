@@ -29,6 +29,7 @@ from dfs.master.commands import Command, SessionCommand
 from dfs.master.keyspace import (
     META_CLUSTER,
     META_SCHEMA,
+    PURGE,
     SCHEMA_VERSION,
     Counters,
     encode,
@@ -36,6 +37,7 @@ from dfs.master.keyspace import (
     get_counters,
     put_counters,
     put_inode,
+    scan_prefix,
     u64,
 )
 from dfs.master.store import Store
@@ -83,6 +85,8 @@ def start_master(txn: Transaction, command: commands.StartMaster) -> None:
             next_inode=counters.next_inode + command.skip_ids,
             next_chunk=counters.next_chunk + command.skip_ids,
             next_session=counters.next_session + command.skip_ids,
+            # Stores of before this was counted say 0.
+            purging=sum(1 for _ in scan_prefix(txn, PURGE)),
         ),
     )
 

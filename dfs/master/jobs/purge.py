@@ -14,7 +14,7 @@ import trio
 
 from dfs.core.chunk import DiskLocation
 from dfs.core.errors import DfsError
-from dfs.core.ids import ChunkId, DiskId
+from dfs.core.ids import ChunkId, DiskId, InodeId
 from dfs.master import purge
 from dfs.master.commands import DropFragments, PurgeStep
 from dfs.master.jobs.context import JobContext
@@ -41,12 +41,14 @@ class PurgeFiles:
 
     def __init__(self, context: JobContext) -> None:
         self._context = context
+        self._after: InodeId = 0
 
     async def run_once(self) -> bool:
         if not purge.pending(self._context.reader):
             return False
-        step = PurgeStep(time_ns=self._context.now_ns(), limit=STEP_ROWS)
+        step = PurgeStep(self._context.now_ns(), STEP_ROWS, self._after)
         result = self._context.journal.append(step)
+        self._after = result.upto
         await trio.lowlevel.checkpoint()
         return result.more
 

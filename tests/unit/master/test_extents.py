@@ -1,6 +1,7 @@
 """What a file is made of: commits, holes, clones, truncation, and the purge behind them."""
 
 import errno
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,8 +9,9 @@ from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState
 from dfs.core.errors import DfsError
 from dfs.core.ids import ROOT_INODE
 from dfs.core.inode import Extent, InodeFlag
-from dfs.master import commands, extents, file_data, queries, removal
+from dfs.master import commands, context, extents, file_data, queries, removal
 from dfs.master.keyspace import get_chunk
+from dfs.master.store import MemoryStore
 from dfs.wire.messages import (
     CloneRange,
     Commit,
@@ -247,10 +249,15 @@ def test_clone_refusals(rig: Rig, file: int, chunk: int) -> None:
     rig.check()
 
 
+def allow_clones(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    for module in (context, file_data):
+        monkeypatch.setattr(module, "CLONE_ROWS_PER_COMMAND", rows)
+
+
 def test_a_clone_of_too_many_extents_asks_for_smaller_ranges(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, file: int, chunk: int
 ) -> None:
-    monkeypatch.setattr(file_data, "CLONE_EXTENTS_MAX", 3)
+    allow_clones(monkeypatch, 3)
     other = rig.create(b"g")
     scattered(rig, file, chunk, 4)
     rig.refuses(E.EFBIG, CloneRange(file, 0, other, 0, 0))
@@ -258,6 +265,23 @@ def test_a_clone_of_too_many_extents_asks_for_smaller_ranges(
     rig.made(CloneRange(other, 0, file, 0, 20))
     rig.made(SetAttr(other, size=40))
     rig.refuses(E.EFBIG, CloneRange(other, 0, file, 0, 40))
+    rig.check()
+
+
+def test_the_clones_of_one_request_share_a_bounded_number_of_extents(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, file: int, chunk: int
+) -> None:
+    allow_clones(monkeypatch, 6)
+    scattered(rig, file, chunk, 3)
+    others = [rig.create(b"%d" % number) for number in range(4)]
+    clones = [CloneRange(file, 0, other, 0, 0) for other in others]
+    results = rig.apply(*clones)
+    assert [result.error is None for result in results] == [True, True, False, False]
+    for result in results[2:]:
+        assert result.error is not None
+        assert (result.error.errno, result.error.retry) == (E.EBUSY, True)
+    rig.made(clones[2])
+    rig.made(clones[2])
     rig.check()
 
 
@@ -369,6 +393,75 @@ def test_a_trim_with_no_extent_left_in_it_hides_nothing_new(
     rig.check()
     rig.purge()
     assert rig.extents(file) == [(500, 5, chunk, 700)]
+    rig.check()
+
+
+class ScansSeen(MemoryStore):
+    """Notes where scans of one table begin, and how many went on to their end."""
+
+    def __init__(self, table: bytes) -> None:
+        super().__init__()
+        self.table = table
+        self.begins: list[bytes] = []
+        self.ended = 0
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        if not start.startswith(self.table):
+            yield from super().scan(start, end, reverse=reverse)
+            return
+        self.begins.append(start)
+        yield from super().scan(start, end, reverse=reverse)
+        self.ended += 1
+
+
+def test_the_purge_never_looks_twice_where_it_has_been() -> None:
+    """RocksDB steps over every deleted row: to look for the first anew makes n rows cost n^2."""
+    store = ScansSeen(b"q")
+    rig = Rig(store)
+    chunk = rig.chunk()
+    for number in range(30):
+        ino = rig.create(b"%d" % number)
+        scattered(rig, ino, chunk, removal.INLINE_ROWS + 1)
+        rig.do(Unlink(TOP, b"%d" % number))
+    upto = 0
+    while True:
+        result = rig.state.apply(commands.PurgeStep(rig.tick(), 500, upto))
+        if not result.more:
+            break
+        assert result.upto > upto
+        upto = result.upto
+    assert store.begins == sorted(set(store.begins))
+    assert rig.live(chunk) == 0
+    rig.check()
+
+
+def test_the_purge_comes_back_for_what_was_queued_behind_it(rig: Rig, chunk: int) -> None:
+    files = [rig.create(b"%d" % number) for number in range(3)]
+    for ino in files:
+        scattered(rig, ino, chunk, removal.INLINE_ROWS + 1)
+    rig.do(Unlink(TOP, b"2"))
+    first = rig.state.apply(commands.PurgeStep(rig.tick(), 10))
+    assert first.more
+    rig.do(Unlink(TOP, b"0"))
+    result = rig.state.apply(commands.PurgeStep(rig.tick(), 1000, files[1]))
+    assert (result.more, result.upto) == (True, 0)
+    result = rig.state.apply(commands.PurgeStep(rig.tick(), 1000, result.upto))
+    assert not result.more
+    rig.check()
+
+
+def test_overwriting_a_file_from_its_start_does_not_look_at_those_before_it() -> None:
+    """They may have been removed by the thousand, and RocksDB steps over every deleted row."""
+    store = ScansSeen(b"e")
+    rig = Rig(store)
+    chunk = rig.chunk()
+    for name in (b"before", b"f"):
+        rig.commit(rig.create(name), (0, 5, chunk, 0))
+    store.ended = 0
+    rig.commit(rig.resolve(b"/f").ino, (0, 5, chunk, 10))
+    assert store.ended == 0
     rig.check()
 
 
