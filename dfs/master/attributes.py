@@ -48,6 +48,8 @@ def set_attr(ctx: Context, op: SetAttr) -> Inode:
     if op.size is not None:
         inode = file_data.truncated(ctx, inode, size)
     if op.uid is not None or op.gid is not None:
+        if not stat.S_ISDIR(inode.mode):
+            file_data.drop_capability(ctx, inode)
         inode = changed(
             inode,
             uid=inode.uid if op.uid is None else op.uid,

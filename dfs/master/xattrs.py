@@ -32,6 +32,9 @@ from dfs.wire.messages import Cred, RemoveXattr, SetXattr, XattrMode
 NAMES_MAX_BYTES: Final = 65536
 """Names of one inode, each with its end: what listxattr(2) can return at most."""
 
+VALUES_MAX_BYTES: Final = 1024 * 1024
+"""Values of one inode together: listing the names goes through them too."""
+
 
 def _inode(reader: Reader, ino: InodeId) -> Inode:
     inode = get_inode(reader, ino) if ino >= 0 else None
@@ -84,20 +87,28 @@ def set_xattr(ctx: Context, op: SetXattr) -> Inode:
     there = txn.get(key) is not None
     if there and op.mode == XattrMode.CREATE:
         raise refused(errno.EEXIST, inode)
-    if not there:
-        if op.mode == XattrMode.REPLACE:
-            raise refused(errno.ENODATA, inode)
-        names = sum(len(name) + 1 for name in _names(txn, inode))
-        if names + len(op.name) + 1 > NAMES_MAX_BYTES:
-            raise FileSystemError(
-                f"inode {op.ino} has no room for another extended attribute",
-                errno=errno.ENOSPC,
-                hint="remove some of them",
-            )
+    if not there and op.mode == XattrMode.REPLACE:
+        raise refused(errno.ENODATA, inode)
+    _require_room(txn, inode, op)
     txn.put(key, op.value)
     inode = changed(inode, flags=inode.flags | XATTRS, ctime_ns=ctx.now)
     put_inode(txn, inode)
     return inode
+
+
+def _require_room(reader: Reader, inode: Inode, op: SetXattr) -> None:
+    """Raises ENOSPC."""
+    names, values = len(op.name) + 1, len(op.value)
+    for name, value in _rows(reader, inode):
+        if name != op.name:
+            names += len(name) + 1
+            values += len(value)
+    if names > NAMES_MAX_BYTES or values > VALUES_MAX_BYTES:
+        raise FileSystemError(
+            f"inode {op.ino} has no room for more extended attributes",
+            errno=errno.ENOSPC,
+            hint="remove some of them",
+        )
 
 
 def remove_xattr(ctx: Context, op: RemoveXattr) -> Inode:
@@ -116,10 +127,16 @@ def remove_xattr(ctx: Context, op: RemoveXattr) -> Inode:
     return inode
 
 
-def _names(reader: Reader, inode: Inode) -> list[bytes]:
+def _rows(reader: Reader, inode: Inode) -> list[tuple[bytes, bytes]]:
+    """Name and value of each."""
     if not inode.flags & XATTRS:
         return []
-    return [xattr_name(key) for key, _ in scan_prefix(reader, XATTR + u64(inode.ino))]
+    rows = scan_prefix(reader, XATTR + u64(inode.ino))
+    return [(xattr_name(key), value) for key, value in rows]
+
+
+def _names(reader: Reader, inode: Inode) -> list[bytes]:
+    return [name for name, _ in _rows(reader, inode)]
 
 
 def get_xattr(reader: Reader, cred: Cred, ino: InodeId, name: bytes) -> bytes:

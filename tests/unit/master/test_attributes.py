@@ -134,6 +134,18 @@ def test_writing_takes_capabilities_away(rig: Rig, mine: int) -> None:
     rig.check()
 
 
+def test_chown_takes_capabilities_away_but_not_from_directories(rig: Rig, mine: int) -> None:
+    home = rig.mkdir(b"d")
+    for ino in (mine, home):
+        rig.made(SetXattr(ino, b"security.capability", b"\1"))
+        rig.made(SetAttr(ino, mode=0o755))
+        assert xattrs.list_xattr(rig.store, ino) == (b"security.capability",)
+        rig.made(SetAttr(ino, gid=TEAM))
+    assert xattrs.list_xattr(rig.store, mine) == ()
+    assert xattrs.list_xattr(rig.store, home) == (b"security.capability",)
+    rig.check()
+
+
 # ------------------------------------------------------------------ truncate
 
 
@@ -245,6 +257,16 @@ def test_xattrs_of_no_inode(rig: Rig) -> None:
         assert get_errno(rig, ROOT, ino, b"user.a") == E.ENOENT
         with pytest.raises(DfsError, match="No such file"):
             xattrs.list_xattr(rig.store, ino)
+
+
+def test_xattr_values_have_room_for_a_mebibyte(rig: Rig, mine: int) -> None:
+    for number in range(16):
+        rig.made(SetXattr(mine, b"user.%d" % number, bytes(65536)))
+    rig.refuses(E.ENOSPC, SetXattr(mine, b"user.a", b"1"))
+    rig.made(SetXattr(mine, b"user.0", bytes(65536)))
+    rig.made(SetXattr(mine, b"user.0", bytes(65535)))
+    rig.made(SetXattr(mine, b"user.a", b"1"))
+    rig.refuses(E.ENOSPC, SetXattr(mine, b"user.0", bytes(65536)))
 
 
 def test_xattr_names_have_room_for_a_list_of_64_kib(rig: Rig, mine: int) -> None:
