@@ -52,6 +52,10 @@ SYMLINKS_MAX: Final = 40
 EXTENTS_MAX: Final = 16384
 """Extents in one reply at most."""
 
+PAGE_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Names and inodes of one ReadDir reply together: targets of symbolic links can be long, and a
+frame has room for twice as much."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -184,9 +188,14 @@ def read_dir(reader: Reader, request: ReadDir) -> DirPage:
         names.append(dentry_name(key))
         keys.append(b"i" + value)
     inodes: list[bytes] = []
+    room = PAGE_MAX_BYTES
     for name, raw in zip(names, reader.get_many(keys), strict=True):
         if raw is None:
             raise DfsError(f"entry {shown(name)} names an inode that does not exist; run fsck")
+        room -= len(name) + len(raw)
+        if room < 0:
+            names, more = names[: len(inodes)], True
+            break
         inodes.append(raw)
     chunks: set[ChunkId] = set()
     pieces: Iterable[tuple[Extent, ...] | None] = [None] * len(names)

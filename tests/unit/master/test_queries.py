@@ -7,8 +7,9 @@ import pytest
 
 from dfs.core.chunk import Layout
 from dfs.core.errors import DfsError
-from dfs.core.ids import ROOT_INODE
+from dfs.core.ids import ROOT_INODE, SYMLINK_MAX_BYTES
 from dfs.master import queries
+from dfs.wire.limits import Limits
 from dfs.wire.messages import (
     READDIR_MAX,
     Create,
@@ -249,6 +250,23 @@ def test_read_dir_has_a_greatest_page(rig: Rig) -> None:
     rig.create(b"more", parent=home)
     reply = page(rig, ReadDir(ROOT, home, limit=1 << 40))
     assert (len(reply.entries), reply.more) == (READDIR_MAX, True)
+
+
+def test_a_page_of_long_links_fits_into_a_frame(rig: Rig) -> None:
+    home = rig.mkdir(b"home")
+    target = b"t" * SYMLINK_MAX_BYTES
+    names = [b"%0255d" % number for number in range(READDIR_MAX)]
+    for start in range(0, READDIR_MAX, 1024):
+        rig.apply(*[Symlink(home, name, target) for name in names[start : start + 1024]])
+    seen: list[bytes] = []
+    more = True
+    while more:
+        after = seen[-1] if seen else b""
+        found = queries.read_dir(rig.store, ReadDir(ROOT, home, after, READDIR_MAX))
+        assert len(found.encode(Layout())) < Limits().body_bytes
+        seen += [name for name, _, _ in found.entries]
+        more = found.more
+    assert seen == names
 
 
 def test_a_removed_directory_that_is_open_reads_as_empty(rig: Rig) -> None:
