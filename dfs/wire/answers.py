@@ -14,7 +14,7 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from dfs.core.errors import DeadlineError, DfsError, ProtocolError
-from dfs.wire.framing import Frame, Kind, pack
+from dfs.wire.framing import MALFORMED, Frame, Kind, pack
 from dfs.wire.handlers import FilePayload, Payload, Peer, Route
 from dfs.wire.messages import METHOD_NUMBERED, Message
 from dfs.wire.outbox import Outbox
@@ -74,7 +74,7 @@ class Answers:
             return None
         try:
             return route, route.decode(frame.body)
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             self._answer_error(frame.request, ProtocolError(f"malformed {route.name}: {error}"))
             return None
 

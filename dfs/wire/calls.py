@@ -22,7 +22,7 @@ from dfs.core.errors import (
     WireError,
     from_wire,
 )
-from dfs.wire.framing import Frame, Kind, pack, timeout_to_ms
+from dfs.wire.framing import MALFORMED, Frame, Kind, pack, timeout_to_ms
 from dfs.wire.limits import Limits
 from dfs.wire.messages import METHODS, Message
 from dfs.wire.outbox import Outbox, Outgoing
@@ -210,7 +210,7 @@ class Calls:
         result: Outcome[object]
         try:
             result = Value((call.shape.decode(frame.body), NO_PAYLOAD))
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             result = Error(self._malformed(call, error))
         reschedule(call.task, result)
 
@@ -224,7 +224,7 @@ class Calls:
             return None
         try:
             reply = call.shape.decode(frame.body)
-        except msgspec.MsgspecError as error:
+        except MALFORMED as error:
             self._finish(call, Error(self._malformed(call, error)))
             return None
         return lambda payload: self._finish(call, Value((reply, payload)))
@@ -236,7 +236,7 @@ class Calls:
             return
         try:
             error = from_wire(_decode_error(frame.body))
-        except msgspec.MsgspecError as malformed:
+        except MALFORMED as malformed:
             error = self._malformed(call, malformed)
         self._finish(call, Error(error))
 

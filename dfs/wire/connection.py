@@ -228,7 +228,9 @@ class Connection:
         elif kind == _CANCEL:
             self._answers.cancel(frame)
         elif kind == _PING:
-            self._outbox.put(pack(_PONG, 0, 0))
+            # Who has not fetched what waits for him hears from us as soon as he does.
+            if not self._outbox.full:
+                self._outbox.put(pack(_PONG, 0, 0))
         elif kind == _GOODBYE:
             raise UnavailableError(f"{self.address} is shutting down")
         elif kind != _PONG:

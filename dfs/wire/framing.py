@@ -13,6 +13,9 @@ from xxhash import xxh3_64_intdigest
 
 from dfs.core.errors import ProtocolError
 
+MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a body may raise: text need not be UTF-8, and arrays may lie in arrays for ever."""
+
 MAGIC: Final = b"\xd5dfs"
 VERSION: Final = 1
 """Version of the frame layout; the hello's frame keeps this layout for ever."""

@@ -9,7 +9,7 @@ from dfs.core.errors import (
     WireError,
     from_wire,
 )
-from dfs.wire.framing import Frame, FrameReader, Kind, pack
+from dfs.wire.framing import MALFORMED, Frame, FrameReader, Kind, pack
 from dfs.wire.hello import (
     HELLO_BYTES_MAX,
     Hello,
@@ -113,5 +113,5 @@ def _hello_of(frame: Frame) -> Hello:
 def _refusal(frame: Frame) -> DfsError:
     try:
         return from_wire(msgspec.msgpack.decode(frame.body, type=WireError))
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         return ProtocolError(f"its refusal is malformed: {error}")

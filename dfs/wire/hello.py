@@ -11,6 +11,7 @@ import msgspec
 
 from dfs import __version__
 from dfs.core.errors import DfsError, ProtocolError
+from dfs.wire.framing import MALFORMED
 
 PROTOCOL_MIN: Final = 1
 PROTOCOL_MAX: Final = 1
@@ -48,7 +49,7 @@ def decode_hello(body: bytes | memoryview) -> Hello:
     """Raises ProtocolError when the body is not a hello."""
     try:
         return _DECODER.decode(body)
-    except msgspec.MsgspecError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"its hello is malformed: {error}") from error
 
 

@@ -133,6 +133,7 @@ class Outbox:
             else:
                 if sent == len(self._tail):
                     self._tail.clear()
+                    self._room.unpark_all()
                     return
                 del self._tail[:sent]
         self.wake()

@@ -248,6 +248,10 @@ def parse_address(address: str, *, listening: bool = False) -> tuple[str, int]:
         colon = ""
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
     lowest = 0 if listening else 1
+    try:
+        host.encode("idna")
+    except UnicodeError:  # nobody can be asked for such a name
+        colon = ""
     if not colon or (not host and not listening) or not lowest <= number <= 65535:
         raise DfsError(
             f"{address!r} is not an address",

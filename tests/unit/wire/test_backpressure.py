@@ -12,7 +12,7 @@ from dfs.wire.handlers import Peer
 from dfs.wire.handshake import greet
 from dfs.wire.hello import Hello
 from dfs.wire.limits import MIB, ByteBudget, Limits
-from dfs.wire.memory import MemoryTransport
+from dfs.wire.memory import MemoryTransport, memory_pair
 from dfs.wire.messages import (
     Append,
     Appended,
@@ -24,6 +24,7 @@ from dfs.wire.messages import (
     RenewSession,
     SyncBarrier,
 )
+from dfs.wire.outbox import Outbox
 from tests.unit.wire.rig import ADDRESS, Rig, get_inode, served
 
 
@@ -62,6 +63,47 @@ async def test_a_client_that_never_reads_is_not_read_from_either(
         assert peak < 20 * MIB
         other = await rig.connect()
         await other.call_raw(ReadRecords(1, 1, 0, 1), RecordsReply, timeout_s=1)
+
+
+async def test_a_client_that_sends_pings_and_never_reads_costs_no_memory(
+    autojump_clock: trio.testing.MockClock,
+):
+    async with served(limits=Limits(queued_bytes=MIB)) as rig:
+        transport = await raw_client(rig)
+        pings = pack(Kind.PING, 0, 0) * 20_000
+        tracemalloc.start()
+        try:
+            with trio.move_on_after(10):
+                for _ in range(20):
+                    await transport.send([pings])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 8 * MIB
+        other = await rig.connect()
+        await other.call(GetInode(1), InodeReply, timeout_s=1)
+
+
+async def test_who_waits_for_room_goes_on_when_all_is_sent_at_once(
+    autojump_clock: trio.testing.MockClock,
+):
+    near, _ = memory_pair()
+    outbox = Outbox(near, limit_bytes=10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.put(bytes(100))
+
+        async def wait() -> None:
+            with trio.fail_after(1):
+                await outbox.wait_room()
+            nursery.cancel_scope.cancel()
+
+        async def flush() -> None:
+            outbox.flush()
+
+        nursery.start_soon(wait)
+        nursery.start_soon(flush)
 
 
 async def test_async_handlers_of_one_connection_are_bounded(

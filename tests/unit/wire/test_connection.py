@@ -28,13 +28,15 @@ from dfs.wire.messages import (
     GetInode,
     InodeReply,
     Lookup,
+    OpenSession,
     ReadRecords,
     RecordsReply,
     RenewSession,
+    SessionOpened,
     StatFs,
     SyncBarrier,
 )
-from tests.unit.wire.rig import ADDRESS, inode, served
+from tests.unit.wire.rig import ADDRESS, get_inode, inode, served
 
 
 async def test_a_call_gets_the_reply_of_the_method_table():
@@ -182,6 +184,22 @@ async def test_a_request_of_wrong_types_is_refused_and_the_connection_lives():
         connection = await rig.connect()
         with pytest.raises(ProtocolError, match="malformed GetInode"):
             await connection.call(GetInode("seven"), InodeReply, timeout_s=1)  # type: ignore[arg-type]
+        await connection.call(GetInode(7), InodeReply, timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"\xc1", id="no msgpack"),
+        pytest.param(b"\x93\x01\x01\xa1\xff", id="text that is no UTF-8"),
+        pytest.param(b"\x94\x01\x01\xa0" + b"\x91" * 100_000 + b"\x90", id="a tower"),
+    ],
+)
+async def test_a_malformed_answer_fails_its_call_and_no_other(body: bytes):
+    async with served({OpenSession: lambda *_: body, GetInode: get_inode}) as rig:
+        connection = await rig.connect()
+        with pytest.raises(ProtocolError, match="gave a malformed answer to OpenSession"):
+            await connection.call(OpenSession("test", 1), SessionOpened, timeout_s=1)
         await connection.call(GetInode(7), InodeReply, timeout_s=1)
 
 

@@ -127,10 +127,13 @@ async def test_garbage_costs_its_connection_and_never_the_server():
             bytes(flipped),
             requests,
             pack(Kind.HELLO, 0, 0, b"\xc1"),
+            pack(Kind.HELLO, 0, 0, b"\x92\xa1\xff\xa1v"),
+            pack(Kind.HELLO, 0, 0, encode_hello(Hello("x"))[:-1] + b"\x91" * 3000 + b"\x90"),
             pack(Kind.HELLO, 0, 0, b"x" * 100_000),
             pack(Kind.HELLO, 0, 0, encode_hello(Hello("client")), 0, 1000),
             HELLO + pack(Kind.REPLY, 0, 99, b"\x90"),
             HELLO + pack(Kind.ERROR, 0, 99, b"\xc1"),
+            HELLO + pack(Kind.REQUEST, 1, 1, b"\x92\xa1\xff\x01", 1000),
             HELLO + pack(Kind.CANCEL, 0, 12345),
             HELLO + pack(Kind.PING, 0, 0, b"", 0, 100),
         ):
@@ -150,6 +153,7 @@ async def test_what_has_a_frame_but_no_sense_gets_a_typed_error():
             + b"extra"
             + pack(Kind.REQUEST, 22, 5, b"\x91\xa1x", 1000, 100_000)
             + bytes(100_000)
+            + pack(Kind.REQUEST, 22, 7, b"\x92\x07" + b"\x91" * 100_000 + b"\x90", 1000)
             + pack(Kind.PING, 0, 0)
             + pack(Kind.REQUEST, 22, 6, b"\x91\x07", 1000),
         )
@@ -158,7 +162,7 @@ async def test_what_has_a_frame_but_no_sense_gets_a_typed_error():
     assert pong[0] == Kind.PONG
     assert (reply[0], reply[1]) == (Kind.REPLY, 6)
     errors = {request: error_in(body) for kind, request, body in rest if kind == Kind.ERROR}
-    assert sorted(errors) == [1, 2, 3, 4, 5]
+    assert sorted(errors) == [1, 2, 3, 4, 5, 7]
     assert all(isinstance(error, ProtocolError) for error in errors.values())
     assert "method 9999 is unknown to this master" in str(errors[1])
     assert "malformed GetInode" in str(errors[3])
@@ -279,6 +283,8 @@ async def test_fields_that_a_newer_hello_appends_are_ignored():
         (b"\r\n", "does not speak dfs: what came is no frame"),
         (pack(Kind.PING, 0, 0), "its first frame is no hello"),
         (pack(Kind.ERROR, 0, 0, b"\xc1"), "its refusal is malformed"),
+        (pack(Kind.ERROR, 0, 0, b"\x93\x00\x05\xa1\xff"), "its refusal is malformed"),
+        (pack(Kind.HELLO, 0, 0, b"\x91\xa1\xff"), "its hello is malformed"),
     ],
 )
 async def test_a_stranger_that_answers_is_named(answer: bytes, complaint: str):
@@ -348,7 +354,10 @@ def test_an_address_is_read_and_shown_alike(address: str, host: str, port: int):
     assert transport.format_address((host, port)) == address
 
 
-@pytest.mark.parametrize("address", ["", "nohost", ":9420", "host:", "host:99999", "a:b:1", "h:-1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "nohost", ":9420", "host:", "host:99999", "a:b:1", "h:-1", "x..y:1", "a" * 70 + ":1"],
+)
 async def test_what_is_no_address_is_said_so(address: str):
     async with trio.open_nursery() as nursery:
         with pytest.raises(DfsError, match="is not an address; write HOST:PORT"):
