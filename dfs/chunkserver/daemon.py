@@ -193,6 +193,13 @@ def _check(config: ChunkServerConfig) -> None:
         raise ConfigError("no master is given", hint="use --master HOST:PORT")
     if not config.disks:
         raise ConfigError("no disk is given", hint="use --disk DIR")
+    for text in (*config.disks, config.rack, config.zone):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{text!a} is not UTF-8", hint="the master is told of it: rename it"
+            ) from None
     for address in (*config.master, *([config.advertise] if config.advertise else [])):
         parse_address(address)
 

@@ -319,6 +319,7 @@ async def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
         (config("nonsense", tmp_path), "'nonsense' is not an address"),
         (config("m:1", tmp_path, advertise="x"), "'x' is not an address"),
         (config("m:1", tmp_path, listen="x"), "'x' is not an address"),
+        (config("m:1", tmp_path / "\udcff"), "is not UTF-8"),
     ]
     for settings, message in wrong:
         assert message in str(await refusal(settings))
