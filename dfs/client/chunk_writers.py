@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from dfs.client.chunk_writer import ChunkWriter, WriteContext
+from dfs.client.retry import worth_retrying
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import InodeId, PolicyId
@@ -82,10 +83,24 @@ class ChunkWriters:
         """Wait until less than the limit is held.
 
         Raises:
-            DfsError: what is held could not be published; see `FileWriter.commit`.
+            DfsError: what is held could not be published; see `FileWriter.commit`. One file that
+                fails is no reason to refuse the others, as long as those can be published.
         """
+        failure: DfsError | None = None
+        failed: set[FileWriter] = set()
         while self._held >= HELD_TOTAL_BYTES:
-            await max(self._dirty, key=lambda writer: writer.held_bytes).commit()
+            others = [writer for writer in self._dirty if writer not in failed]
+            if not others:
+                assert failure is not None
+                raise failure
+            writer = max(others, key=lambda writer: writer.held_bytes)
+            try:
+                await writer.commit()
+            except DfsError as error:
+                if worth_retrying(error):
+                    raise
+                failed.add(writer)
+                failure = failure or error
 
     def committing(self, ino: InodeId) -> trio.Lock:
         """Held while a file is committed, also when it was closed and opened again meanwhile."""

@@ -19,13 +19,13 @@ import trio
 
 from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.interval_map import IntervalMap
-from dfs.client.meta import Meta, unwrap
+from dfs.client.meta import Meta
 from dfs.client.open_chunk import OpenChunk
 from dfs.client.pieces import Piece, appended_extents, extents_of, share_bytes, shifted
 from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES
-from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire
-from dfs.core.ids import InodeId
+from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
+from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Commit, Cred
 
@@ -36,6 +36,8 @@ COMMIT_BYTES: Final = 16 * 1024 * 1024
 """With so much held, a commit is started in the background."""
 HELD_MAX_BYTES: Final = 64 * 1024 * 1024
 """With so much held by a file, nothing more is taken before a commit."""
+PIECE_BYTES: Final = 1024
+"""What a piece is counted with besides its bytes: tiny ones cost memory, and the master's time."""
 _SUBMIT_BYTES: Final = 1024 * 1024
 _EXTENTS_MAX: Final = 1000
 _REWRITES_MAX: Final = 3
@@ -156,9 +158,13 @@ class FileWriter:
         """Take `data` for [offset, ...); it must never change. May wait for earlier writes.
 
         Raises:
+            FileSystemError: (EFBIG) it would end past the greatest file.
             DfsError: earlier bytes could not be written. They are kept, and tried again; these
                 may or may not have been taken, so write them again.
         """
+        if offset + len(data) > FILE_SIZE_MAX_BYTES:
+            # Once taken, they would keep all the others from being committed.
+            raise refuse(errno.EFBIG, f"{len(data)} bytes at {offset}")
         await self._make_room()
         self._take(offset, memoryview(data))
         await self._drain()
@@ -230,7 +236,7 @@ class FileWriter:
 
     def _add(self, piece: Piece) -> None:
         self._pieces.add(piece)
-        self._hold(len(piece.data))
+        self._hold(len(piece.data) + PIECE_BYTES)
         if self.dirty_since is None:
             self.dirty_since = trio.current_time()
 
@@ -243,7 +249,7 @@ class FileWriter:
         for piece in pieces:
             if piece in self._pieces:
                 self._pieces.discard(piece)
-                self._hold(-len(piece.data))
+                self._hold(-len(piece.data) - PIECE_BYTES)
         if not self._pieces:
             self.dirty_since = None
 
@@ -374,15 +380,15 @@ class FileWriter:
             ]
             since = self._owner.version
             try:
-                results = await self._meta.apply(*ops, cred=self.cred)
-                inodes = [unwrap(result) for result in results]
+                # Each in a request of its own, so that the master serves others in between.
+                for op in ops:
+                    inode = await self._meta.do(op, cred=self.cred)
             except DfsError as error:
                 if self._worth_rewriting(error):
                     for ticket in tickets:
                         ticket.abandon()
                     self._take_back(pieces)
                 raise
-            inode = inodes[-1]
         # From here on without an await, so that readers see the bytes in one place or the other.
         self.overlay.remove(pieces.__contains__)
         self._drop(pieces)
