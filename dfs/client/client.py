@@ -128,7 +128,7 @@ class Client(PathOperations):
             handle = File(
                 self.files, file, show(raw), readable=readable, writable=writable, append=append
             )
-            if truncate and file.size:
+            if truncate and (file.size or file.dirty):
                 try:
                     await file.set_attr(SetAttr(file.ino, size=0))
                 except BaseException:

@@ -48,7 +48,8 @@ class File:
     Reads see what this client has written; other clients see it after `flush`, `fsync` or
     `close`. Methods raise FileSystemError when the handle does not allow what is asked,
     UnavailableError and NoSpaceError when the cluster cannot do it now; written bytes are then
-    kept, and the next `flush` tries again.
+    kept, and the next `flush` tries again. Tasks that share a handle read and write one after the
+    other, each from where the last one has moved the position to.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class File:
         self._writable = writable
         self._append = append
         self._position = 0
+        self._moving = trio.Lock()
+        """Held while what is done at the position moves it."""
         self._closed = False
         self._ahead = ReadAhead()
 
@@ -104,15 +107,16 @@ class File:
 
     async def read(self, length: int = -1) -> bytes:
         """Up to `length` bytes from the position on, all there are if negative; b"" at the end."""
-        if length >= 0:
-            data = await self.pread(length, self._position)
-            self._position += len(data)
-            return data
-        parts = []
-        while data := await self.pread(_READ_ALL_STEP_BYTES, self._position):
-            self._position += len(data)
-            parts.append(data)
-        return b"".join(parts)
+        async with self._moving:
+            if length >= 0:
+                data = await self.pread(length, self._position)
+                self._position += len(data)
+                return data
+            parts = []
+            while data := await self.pread(_READ_ALL_STEP_BYTES, self._position):
+                self._position += len(data)
+                parts.append(data)
+            return b"".join(parts)
 
     async def pread(self, length: int, offset: int) -> bytes:
         """Up to `length` bytes at `offset`; fewer only at the end of the file."""
@@ -140,8 +144,9 @@ class File:
             self._check(self._writable)
             await self._file.append(bytes(data))
         else:
-            await self.pwrite(data, self._position)
-            self._position += len(data)
+            async with self._moving:
+                await self.pwrite(data, self._position)
+                self._position += len(data)
         return len(data)
 
     async def pwrite(self, data: Buffer, offset: int) -> int:
@@ -178,11 +183,14 @@ class File:
     async def seek(self, offset: int, whence: int = 0) -> int:
         """As `io.IOBase.seek`: from the start (0), the position (1) or the end (2)."""
         self._check(True)
-        base = (0, self._position, self._file.size)[whence]
-        if base + offset < 0:
-            raise refuse(errno.EINVAL, f"seek to {base + offset}")
-        self._position = base + offset
-        return self._position
+        if whence not in (0, 1, 2):
+            raise refuse(errno.EINVAL, f"{self.path} (seek by {whence})")
+        async with self._moving:
+            base = (0, self._position, self._file.size)[whence]
+            if base + offset < 0:
+                raise refuse(errno.EINVAL, f"{self.path} (seek to {base + offset})")
+            self._position = base + offset
+            return self._position
 
     async def close(self) -> None:
         """Publish what was written, and let go of the file. May be repeated.

@@ -13,20 +13,20 @@ from typing import Final
 
 from dfs.client import remote_paths
 from dfs.client.meta import Meta, unwrap
+from dfs.client.open_file import OpenFiles
 from dfs.client.progress import Failure, Progress, ProgressCallback, Summary
 from dfs.client.remote_paths import AnyPath, about, encode, name_it, show, split
 from dfs.client.together import together
-from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.errors import FileSystemError
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import (
     READDIR_MAX,
+    Access,
     AnyOp,
     CloneRange,
-    Create,
     DirEntry,
     FsStats,
-    Release,
     SetAttr,
     XattrMode,
 )
@@ -38,6 +38,7 @@ class PathOperations:
     """See the module."""
 
     meta: Meta
+    files: OpenFiles
 
     # ---------------------------------------------------------------- looking
 
@@ -235,8 +236,8 @@ class PathOperations:
 
         `destination` is the new path itself. A file that is there gets the new content, a
         directory is merged into. With `recursive` symlinks are copied, else followed. Modes
-        are kept, owners are the caller's, times are new. Failures inside a tree are in the
-        summary.
+        are kept, owners are the caller's, times are new. What this client has written to a file
+        is published before it is copied. Failures inside a tree are in the summary.
         """
         old, new = encode(source), encode(destination)
         with about(old):
@@ -310,6 +311,7 @@ class _Copy:
     ) -> None:
         self.summary = summary
         self._meta = client.meta
+        self._files = client.files
         self._progress = progress
         self._callback = callback
 
@@ -346,6 +348,10 @@ class _Copy:
             inode = await self._meta.symlink(parent.ino, name, origin.target)
             self.summary.symlinks += 1
         elif origin.is_file:
+            opened = self._files.get(origin.ino)
+            if opened is not None:
+                await opened.flush()
+                origin = opened.inode
             inode = await self._file(origin, parent, name, mode)
             self.summary.files += 1
             self.summary.bytes += origin.size
@@ -369,28 +375,27 @@ class _Copy:
         return inode
 
     async def _file(self, origin: Inode, parent: Inode, name: bytes, mode: int) -> Inode:
-        made = unwrap(
-            (await self._meta.apply(Create(parent.ino, name, mode, exclusive=False, open=True)))[0]
-        )
-        assert made is not None
-        ops: list[AnyOp] = []
-        if made.size:
-            ops.append(SetAttr(made.ino, size=0))
-        if origin.size:
-            ops.append(CloneRange(origin.ino, 0, made.ino, 0, 0))
+        releases = self._files.releases
+        made = await self._meta.create(parent.ino, name, mode, exclusive=False, open=True)
+        # Its handles here, if there are any, have to go on with what it holds then.
+        access = Access.READ | Access.WRITE
+        file = await self._files.adopt_or_open(made, access, releases)
         try:
+            if made.ino == origin.ino:
+                raise FileSystemError("is the same file as its copy", errno=errno.EINVAL)
+            await file.flush()
+            ops: list[AnyOp] = []
+            if file.size:
+                ops.append(SetAttr(made.ino, size=0))
+            if origin.size:
+                ops.append(CloneRange(origin.ino, 0, made.ino, 0, 0))
+            since = file.version
             for result in await self._meta.apply(*ops):
                 made = unwrap(result) or made
+            file.changed(made, since=since)
         finally:
-            await self._release(made)
+            await self._files.close(file)
         return made
-
-    async def _release(self, inode: Inode) -> None:
-        try:
-            await self._meta.apply(Release(inode.ino))
-        except DfsError:
-            # The session's end releases it.
-            return
 
 
 def _name(name: str | bytes) -> bytes:

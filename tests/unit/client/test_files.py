@@ -2,11 +2,12 @@ import errno
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from dfs.client import Client
+from dfs.client import Client, File
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError
 from tests.unit.client.rig import directory, running
@@ -205,3 +206,84 @@ async def _run_operations(
     await file.close()
     assert await client.read_file(path) == model
     await client.unlink(path)
+
+
+async def test_tasks_that_share_a_handle_take_turns_at_its_position(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    blocks = [bytes([number]) * 300_000 for number in range(8)]
+    got: list[bytes] = []
+
+    async def read_all(file: File) -> None:
+        while part := await file.read(300_000):
+            got.append(part)
+
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/a", "w") as file, trio.open_nursery() as nursery:
+            for block in blocks:
+                nursery.start_soon(file.write, block)
+        client.cache.clear()
+        async with await client.open("/a") as file, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(read_all, file)
+    assert sorted(got) == blocks
+
+
+async def test_opening_to_overwrite_discards_appends_that_are_not_published_yet(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client), await client.open("/a", "a") as log:
+        await log.write(b"old")
+        await client.write_file("/a", b"new")
+        await log.flush()
+        assert await client.read_file("/a") == b"new"
+
+
+async def test_a_copy_has_what_was_written_and_open_handles_go_on_with_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client), world.client("other") as other:
+        await client.write_file("/to", b"before")
+        async with await client.open("/from", "w") as source, await client.open("/to") as target:
+            assert await target.pread(10, 0) == b"before"
+            await source.write(b"after!!")
+            await client.copy("/from", "/to")
+            assert await target.pread(10, 0) == b"after!!"
+            # The copy was a handle too: what it closed is still open here.
+            await other.unlink("/to")
+            await trio.sleep(60)
+            client.cache.clear()
+            target._file.extents.forget()
+            assert await target.pread(10, 0) == b"after!!"
+
+
+async def test_what_no_file_can_hold_is_refused_at_once_and_spoils_nothing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"good")
+            with pytest.raises(FileSystemError) as large:
+                await file.pwrite(b"x", 1 << 63)
+            assert large.value.errno == errno.EFBIG
+            with pytest.raises(FileSystemError) as whence:
+                await file.seek(0, 3)
+            assert whence.value.errno == errno.EINVAL
+        assert await client.read_file("/a") == b"good"
+
+
+async def test_a_file_that_is_copied_onto_itself_keeps_its_content(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        for path in ("/from", "/to"):
+            await client.mkdir(path)
+        await client.write_file("/from/a", b"kept")
+        await client.link("/from/a", "/to/a")
+        with pytest.raises(FileSystemError, match="same file"):
+            await client.copy("/from/a", "/from/a")
+        summary = await client.copy("/from", "/to", recursive=True)
+        assert [str(failure) for failure in summary.failures] == [
+            "/from/a: is the same file as its copy"
+        ]
+        assert await client.read_file("/to/a") == b"kept"
