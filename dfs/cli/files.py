@@ -164,7 +164,17 @@ def mv(
                 return
             if (await client.stat(source, follow=False)).ino == there.ino:
                 raise DfsError(f"{show(source)} and {show(destination)} are the same file")
-        await client.rename(source, destination)
+        try:
+            await client.rename(source, destination)
+        except DfsError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            moved = await client.stat(source, follow=False)
+            if not await _is_inside(client, destination, moved.ino):
+                raise
+            raise DfsError(
+                f"{show(source)}: cannot be moved into itself, {show(destination)}"
+            ) from error
 
     return run(lambda client: _each_into(client, sources, target, move, as_file=as_file))
 
@@ -195,7 +205,10 @@ def cp(
                 raise DfsError(f"{show(source)} and {show(destination)} are the same file")
         if origin.is_dir and await _is_inside(client, destination, origin.ino):
             raise DfsError(f"{show(source)}: cannot be copied into itself, {show(destination)}")
-        summary = await client.copy(source, destination, recursive=recursive)
+        with render.ProgressBar("Copying", in_bytes=False) as bar:
+            summary = await client.copy(
+                source, destination, recursive=recursive, progress=bar.update
+            )
         for failure in summary.failures:
             failed.add(str(failure))
 
@@ -278,9 +291,15 @@ async def _each_into(
             into = False
         if not into and (len(sources) > 1 or not await _may_become(client, sources[0], target)):
             raise DfsError(f"{show(target)}: is not a directory")
+    taken: set[bytes] = set()
     for source in sources:
         destination = join(target, base(source)) if into else target
         try:
+            if destination in taken:
+                there = await _stat_or_none(client, destination)
+                if there is not None and not there.is_dir:
+                    raise DfsError(f"{show(source)}: left out: another source has the same name")
+            taken.add(destination)
             await act(client, source, destination)
         except DfsError as error:
             failures.add(error)

@@ -111,6 +111,8 @@ class _Tree:
     finished: list[tuple[bytes, int, int, int]] = field(default_factory=list)
     first_names: dict[InodeId, bytes] = field(default_factory=dict)
     links: list[tuple[InodeId, Wanted]] = field(default_factory=list)
+    named: set[bytes] = field(default_factory=set)
+    """New paths of sources that are no directories."""
     _working: int = 0
     _more: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
@@ -302,6 +304,11 @@ async def _source(tree: _Tree, path: bytes, target: bytes, *, into: bool, recurs
             return
         await tree.make_directories([_Directory(where.rstrip(b"/") or b"/", path, inode)])
         return
+    if into:
+        if where in tree.named:
+            job.fail(path, "left out: another source has the same name")
+            return
+        tree.named.add(where)
     wanted = Wanted(where, path, inode, None)
     if target.endswith(b"/") and not into:
         job.fail(where, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))

@@ -91,9 +91,13 @@ class Upload:
             text = str(error)
         else:
             text = error if isinstance(error, str) else local_files.reason(error)
-        self.summary.failures.append(Failure(show(path), text))
+        self.failed(path, text)
         self.progress.files_done += 1
         self.tell()
+
+    def failed(self, path: bytes, reason: str) -> None:
+        """Something about a name that is counted elsewhere."""
+        self.summary.failures.append(Failure(show(path), reason))
 
     def tell(self) -> None:
         if self._callback is not None:
@@ -124,10 +128,12 @@ class _Tree:
     small: SmallFiles
     big: BigFiles
     pending: list[_Directory] = field(default_factory=list)
-    attributes: list[SetAttr] = field(default_factory=list)
-    """Of directories and symlinks, set when all is in place."""
+    attributes: list[tuple[bytes, SetAttr]] = field(default_factory=list)
+    """Of directories and symlinks, with their local paths; set when all is in place."""
     linked: list[_Linked] = field(default_factory=list)
     claimed: set[tuple[int, int]] = field(default_factory=set)
+    named: set[bytes] = field(default_factory=set)
+    """New names of sources that are no directories."""
     _working: int = 0
     _more: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
 
@@ -228,14 +234,13 @@ class _Tree:
     def made(self, entry: LocalEntry, inode: Inode) -> None:
         """The counterpart of a local directory is there."""
         assert entry.status is not None
-        self.attributes.append(
-            SetAttr(
-                inode.ino,
-                mode=_mode(entry),
-                atime_ns=entry.status.st_atime_ns,
-                mtime_ns=entry.status.st_mtime_ns,
-            )
+        change = SetAttr(
+            inode.ino,
+            mode=_mode(entry),
+            atime_ns=entry.status.st_atime_ns,
+            mtime_ns=entry.status.st_mtime_ns,
         )
+        self.attributes.append((entry.path, change))
         self.job.summary.directories += 1
         self.job.progress.files_done += 1
         self.pending.append(_Directory(entry.path, inode))
@@ -256,9 +261,8 @@ class _Tree:
             assert inode is not None
             assert entry.status is not None
             times = entry.status
-            self.attributes.append(
-                SetAttr(inode.ino, atime_ns=times.st_atime_ns, mtime_ns=times.st_mtime_ns)
-            )
+            change = SetAttr(inode.ino, atime_ns=times.st_atime_ns, mtime_ns=times.st_mtime_ns)
+            self.attributes.append((entry.path, change))
             self.job.summary.symlinks += 1
             self.job.progress.files_done += 1
 
@@ -285,7 +289,12 @@ class _Tree:
                     self.job.progress.files_done += 1
                     self.job.moved(each.entry.status.st_size if each.entry.status else 0)
         for start in range(0, len(self.attributes), _OPS):
-            await meta.apply(*self.attributes[start : start + _OPS])
+            changes = self.attributes[start : start + _OPS]
+            results = await meta.apply(*(change for _, change in changes))
+            for (path, _), result in zip(changes, results, strict=True):
+                if result.error is not None:
+                    reason = os.strerror(result.error.errno)
+                    self.job.failed(path, f"its mode and times could not be set: {reason}")
 
 
 def _symlink(parent: Inode, entry: LocalEntry) -> Symlink:
@@ -417,6 +426,12 @@ async def _source(
         tree.made(entry, target)
         return
     wanted = (new_name or name).rstrip(b"/")
+    if not is_directory:
+        if wanted in tree.named:
+            job.expect(entry)
+            job.fail(path, "left out: another source has the same name")
+            return
+        tree.named.add(wanted)
     await tree.sort([LocalEntry(path, wanted, status, None, entry.target)], target)
 
 
@@ -445,6 +460,8 @@ async def upload_stream(
     with about(raw):
         above, name = split(raw)
         parent = await client.meta.resolve(above)
+        if raw.endswith(b"/"):
+            raise refuse(errno.EISDIR, show(raw))
         try:
             there = await client.meta.lookup(parent.ino, name)
         except FileSystemError as error:

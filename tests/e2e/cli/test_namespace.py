@@ -192,3 +192,24 @@ def test_names_that_are_not_utf8(dfs: Dfs) -> None:
 )
 def test_a_relative_path_is_wrong_usage(dfs: Dfs, command: str) -> None:
     assert "remote paths are absolute" in dfs(command, "a/b", status=2).errors
+
+
+def test_of_two_sources_with_one_name_the_second_stays(dfs: Dfs) -> None:
+    top = dfs.fresh()
+    dfs("mkdir", "-p", f"{top}/a/both", f"{top}/b/both", f"{top}/c")
+    for each in ("a", "b"):
+        dfs("upload", "-", f"{top}/{each}/name", stdin=each.encode())
+        dfs("touch", f"{top}/{each}/both/{each}")
+    for command in ("cp", "mv"):
+        done = dfs(command, f"{top}/a/name", f"{top}/b/name", f"{top}/c", status=1)
+        assert done.errors.startswith(f"dfs: {top}/b/name: ")
+        assert dfs("cat", f"{top}/c/name").text == "a"
+        assert dfs("cat", f"{top}/b/name").text == "b"
+    dfs("cp", "-r", f"{top}/a/both", f"{top}/b/both", f"{top}/c")
+    assert names(dfs, f"{top}/c/both") == ["a", "b"]
+
+
+def test_mv_into_itself_says_so(dfs: Dfs) -> None:
+    top = dfs.fresh()
+    dfs("mkdir", "-p", f"{top}/a/b")
+    assert "into itself" in dfs("mv", f"{top}/a", f"{top}/a/b", status=1).errors

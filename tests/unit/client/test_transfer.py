@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from dfs.client import Progress
+from dfs.client import Cred, Progress
 from dfs.client.small_upload import SMALL_BYTES
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.wire.messages import Message
@@ -429,3 +429,58 @@ async def test_a_tree_with_something_that_stays_is_emptied_around_it(
         left = [path async for path, _ in client.walk("/tree")]
         assert left == [b"/tree", b"/tree/a", b"/tree/a/b", b"/tree/a/b/c"]
         assert (await client.rmtree("/tree")).ok
+
+
+async def test_of_two_sources_with_one_name_the_second_is_left_out(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    for folder in ("x", "y", "out"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "both").mkdir()
+        (tmp_path / folder / "both" / folder).write_bytes(b"")
+    (tmp_path / "x" / "name").write_bytes(b"first")
+    (tmp_path / "y" / "name").write_bytes(b"second")
+    async with running(tmp_path / "cluster") as (_, client):
+        await client.mkdir("/d")
+        files = [tmp_path / "x" / "name", tmp_path / "y" / "name"]
+        summary = await client.upload(files, "/d")
+        assert [failure.path for failure in summary.failures] == [str(files[1])]
+        assert await client.read_file("/d/name") == b"first"
+        # Directories are merged, as cp does.
+        folders = [tmp_path / "x" / "both", tmp_path / "y" / "both"]
+        assert (await client.upload(folders, "/d", recursive=True)).ok
+        assert [entry.name async for entry in client.scandir("/d/both")] == [b"x", b"y"]
+        await client.mkdir("/e")
+        await client.write_file("/e/name", b"third")
+        summary = await client.download(["/d/name", "/e/name"], tmp_path / "out")
+        assert [failure.path for failure in summary.failures] == ["/e/name"]
+        assert (tmp_path / "out" / "name").read_bytes() == b"first"
+
+
+async def test_a_directory_whose_mode_cannot_be_set_is_a_failure(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "file").write_bytes(b"x")
+    async with running(tmp_path / "cluster") as (_, client):
+        await client.mkdir("/d")
+        await client.chmod("/d", 0o777)
+        client.meta.cred = Cred(1000, 1000, ())
+        summary = await client.upload([tmp_path / "d"], "/", recursive=True)
+        assert await client.read_file("/d/file") == b"x"
+        (failure,) = summary.failures
+        assert failure.path == str(tmp_path / "d")
+        assert "not permitted" in failure.reason
+
+
+async def test_a_stream_cannot_become_a_directory(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def read() -> bytes:
+        return b""
+
+    async with running(tmp_path) as (_, client):
+        with pytest.raises(FileSystemError) as refused:
+            await client.upload_stream(read, "/new/")
+        assert refused.value.errno == errno.EISDIR
+        assert not await client.exists("/new")
