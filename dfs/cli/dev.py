@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from dfs.cli import render
+from dfs.cli import ports, render
 from dfs.cli.arguments import Json, examples
 from dfs.cli.devcluster import (
     STOP_TIMEOUT_S,
@@ -297,12 +297,13 @@ def restart_command(
         if process := alive.pop(name, None):
             stop([process], timeout_s=STOP_TIMEOUT_S)
             cluster.record(definition, alive)
-        if cluster.move_taken_ports(definition, alive):
+        if name == definition.master.name and alive and not ports.is_free(definition.master.port):
+            # Moving it would leave the chunk servers that run without a master.
             raise DfsError(
-                f"the port of the master is taken by another program (now it is "
-                f"{definition.master.address})",
-                hint="`dfs dev stop`, then `dfs dev start`, tells all servers",
+                f"{definition.master.address}: another program has the port of the master",
+                hint="`dfs dev stop`, then `dfs dev start`, gives it another and tells all servers",
             )
+        cluster.move_taken_ports(definition, members.keys() - {name})
         _launch_one(cluster, definition, members[name], alive, timeout_s=timeout)
     print(f"{name} runs again.")
     return DONE

@@ -203,15 +203,15 @@ class DevCluster:
         self._replace(self._definition_file, definition)
         return definition
 
-    def move_taken_ports(self, definition: Definition, alive: Collection[str]) -> bool:
-        """Give members that do not run another port where theirs is taken by now.
+    def move_taken_ports(self, definition: Definition, settled: Collection[str]) -> bool:
+        """Give members that are not `settled` another port where theirs is taken by now.
 
         Returns whether the master's changed, which its chunk servers then need to be told.
         """
         taken = {member.port for member in definition.members}
         master_port = definition.master.port
         for member in definition.members:
-            if member.name not in alive and not ports.is_free(member.port):
+            if member.name not in settled and not ports.is_free(member.port):
                 member.port = ports.choose(taken)
         self._replace(self._definition_file, definition)
         return definition.master.port != master_port

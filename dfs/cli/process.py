@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 _STATE_FIELD = 0
+_THREADS_FIELD = 17
 _STARTED_FIELD = 19
 """Of what follows the command's name in /proc/PID/stat."""
 
@@ -40,7 +41,8 @@ def _started_ticks(pid: int) -> int | None:
         return None
     # The name, in parentheses, may hold anything; fields count from after the last one.
     fields = text[text.rindex(")") + 2 :].split()
-    if fields[_STATE_FIELD] in "ZX":
+    # While other threads of it live, it still holds its files and ports.
+    if fields[_STATE_FIELD] in "ZX" and int(fields[_THREADS_FIELD]) <= 1:
         return None
     return int(fields[_STARTED_FIELD])
 

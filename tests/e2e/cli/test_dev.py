@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dfs.cli import ports
 from tests.cluster import wait_until
 from tests.e2e.cli.conftest import CommandServer, Dfs
 
@@ -181,3 +182,14 @@ def test_what_is_no_dev_cluster_is_left_alone(
     assert "holds other things" in other("start", status=2).errors
     assert "no dev cluster here" in other("status", status=1).errors
     assert sorted(os.listdir(tmp_path / "mine")) in (["file"], [".lock", "file"])
+
+
+def test_a_master_whose_port_was_taken_is_not_moved_away_from_its_servers(dev: Dev) -> None:
+    dev("start", "--servers", "1")
+    port = int(dev.running["master"]["address"].rpartition(":")[2])
+    os.kill(dev.pid("master"), signal.SIGKILL)
+    wait_until(lambda: ports.is_free(port))
+    with socket.create_server(("127.0.0.1", port)):
+        assert "another program" in dev("restart", "master", status=1).errors
+    dev("restart", "master")
+    assert dev.running["master"]["address"] == f"127.0.0.1:{port}"

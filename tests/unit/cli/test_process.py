@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from dfs.cli import ports, process
 from dfs.cli.process import ProcessId
@@ -92,3 +93,21 @@ def test_own_process_is_running() -> None:
     found = process.identify(os.getpid())
     assert found is not None
     assert found.boot_id == process.boot_id()
+
+
+def test_a_process_runs_until_its_last_thread_has_ended() -> None:
+    code = (
+        "import ctypes, threading, time;"
+        "threading.Thread(target=time.sleep, args=(60,)).start();"
+        "print('ready', flush=True);"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    with sleeper(code) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(0.2)
+        assert " Z " in Path(f"/proc/{child.pid}/stat").read_text()
+        assert process.identify(child.pid) is not None
+        child.kill()
+        child.wait()
+        assert process.identify(child.pid) is None
