@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from dfs.client import Client
 from dfs.core.errors import FileSystemError, UnavailableError
 from dfs.core.ids import ROOT_INODE
-from dfs.wire.messages import WINDOW, Apply, Create, Message, Mkdir, SetXattr, Unlink
+from dfs.wire.messages import WINDOW, Apply, Create, Message, Mkdir, Unlink
 from tests.simulation.world import LEASE_S
 from tests.unit.client.rig import running
 
@@ -74,16 +74,13 @@ async def test_large_changes_are_spread_over_requests(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with running(tmp_path) as (_, client):
-        inode = await client.meta.create(ROOT_INODE, b"a", 0o644)
         value = bytes(60_000)
-
-        async def set_one(number: int) -> None:
-            await client.meta.apply(SetXattr(inode.ino, b"user.%d" % number, value))
-
+        files = [await client.meta.create(ROOT_INODE, b"%d" % each, 0o644) for each in range(40)]
         async with trio.open_nursery() as nursery:
-            for number in range(40):
-                nursery.start_soon(set_one, number)
-        assert len(await client.meta.list_xattr(inode.ino)) == 40
+            for file in files:
+                nursery.start_soon(client.meta.set_xattr, file.ino, b"user.a", value)
+        for file in files:
+            assert await client.meta.list_xattr(file.ino) == (b"user.a",)
 
 
 @pytest.mark.allow_logs("")
