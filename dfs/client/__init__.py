@@ -19,7 +19,7 @@ A map of the package. What users call:
 - `progress`         what those tell: `Progress`, `Summary`, `Failure`
 
 Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence numbers) on
-`master_link` (retries), `retry` (how long).
+`master_link` (retries), `retry` (how long); `barrier` (what the master may still lose).
 
 Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache` -> `fetcher`
 (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.

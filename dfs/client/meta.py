@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from dfs.client.barrier import Barrier
 from dfs.client.master_link import MasterLink
 from dfs.client.session import Session
 from dfs.core.chunk import Layout
@@ -30,7 +31,6 @@ _FRAME_OPS_MAX: Final = 1024
 _FRAME_COST_MAX: Final = 256 * 1024
 """Rough bytes in one Apply."""
 _FRAMES_IN_FLIGHT: Final = 16
-_SYNC_TIMEOUT_S: Final = 30.0
 
 
 class _Waiting:
@@ -87,6 +87,7 @@ class Meta:
         self.cred = cred
         self.session = session
         self.link = link
+        self.barrier = Barrier(link)
         self._nursery = nursery
         self._queue: deque[_Waiting] = deque()
         self._frames = 0
@@ -192,6 +193,7 @@ class Meta:
                 for waiting in batch:
                     nursery.start_soon(self._send_alone, waiting, error)
             return
+        self.barrier.note(applied.position)
         results = list(applied.results)
         start = 0
         for waiting in batch:
@@ -416,8 +418,12 @@ class Meta:
         return await self.link.call(m.StatFs(), m.FsStats)
 
     async def sync(self) -> None:
-        """Return when every change answered before this call is on the master's disk."""
-        await self.link.call(m.SyncBarrier(), m.Empty, timeout_s=_SYNC_TIMEOUT_S)
+        """Return when every change answered before this call is on the master's disk.
+
+        Raises LostChangesError where some were lost before, and nobody was told. Files have their
+        own way: see `OpenFile.sync`.
+        """
+        await self.barrier.wait()
 
     async def policies(self) -> tuple[Policy, ...]:
         return (await self.link.call(m.ListPolicies(), m.PoliciesReply)).policies

@@ -24,7 +24,7 @@ from dfs.client.resolver import Resolver
 from dfs.client.retry import worth_retrying
 from dfs.client.together import together
 from dfs.client.writer import FileWriter
-from dfs.core.errors import DfsError, FileSystemError, from_wire
+from dfs.core.errors import DfsError, FileSystemError, LostChangesError, from_wire
 from dfs.core.ids import ChunkId, InodeId, SessionId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Access, Cred, SetAttr
@@ -56,6 +56,8 @@ class OpenFile:
         """The same, by who asked for it."""
         self.lost: DfsError | None = None
         """Why the master would not have it open in a new session."""
+        self.losses = files.meta.barrier.losses
+        """Of the master, as far as they were told here or before."""
         self.extents = ExtentMap(inode.ino, files.meta, files.resolver)
         self.writer: FileWriter | None = None
         self._files = files
@@ -223,26 +225,31 @@ class OpenFile:
             await self.writer.commit()
 
     async def sync(self) -> None:
-        """Publish what was written, and return when it is on the disks."""
+        """Publish what was written, and return when it is on the disks.
+
+        Raises LostChangesError, once, where the master has lost what was published before.
+        """
         self._check()
         if self.writer is not None:
             await self.writer.sync()
-        await self._files.meta.sync()
+        barrier = self._files.meta.barrier
+        try:
+            await barrier.wait(self.losses)
+        except LostChangesError:
+            self.losses = barrier.losses
+            self.extents.forget()
+            raise
 
     async def set_attr(self, change: SetAttr, *, cred: Cred | None = None) -> Inode:
         """chmod, chown, utimens, truncate: after what was written before."""
         await self.flush()
         since = self.version
         inode = await self._files.meta.set_attr(change, cred=cred)
-        self.changed(inode, since=since)
-        return inode
-
-    def changed(self, inode: Inode, *, since: int) -> None:
-        """`inode` is how the file is after a change that was no commit; `since` as for `learn`."""
         if inode.version != self.extents.version:
             self.extents.forget(inode.version)
         # A change of our own that came after may have been answered before.
         self.learn(inode, since=since)
+        return inode
 
 
 class OpenFiles:

@@ -142,6 +142,13 @@ class ConfigError(DfsError):
     default_errno = errno.EINVAL
 
 
+class LostChangesError(DfsError):
+    """The master answered changes, and lost them in a power cut before they were on its disk."""
+
+    code = 13
+    default_errno = errno.EIO
+
+
 _BY_CODE: Final[dict[int, type[DfsError]]] = {
     kind.code: kind
     for kind in (
@@ -158,6 +165,7 @@ _BY_CODE: Final[dict[int, type[DfsError]]] = {
         DiskError,
         BusyError,
         ConfigError,
+        LostChangesError,
     )
 }
 

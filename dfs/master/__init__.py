@@ -12,6 +12,7 @@ The state machine, pure functions over a transaction:
 - `context`, `limits`   what one operation runs in; checks of numbers from outside
 - `namespace`, `directories`, `rename`, `attributes`, `xattrs`, `permissions`   the tree
 - `file_data`, `extents`, `trims`, `removal`, `purge`   what files are made of
+- `runs`            what survived the end of an earlier run of the master
 - `sessions`, `policies`   clients' sessions, storage policies
 - `chunks`          the life of chunks and their fragments
 - `membership`      identity of servers and disks

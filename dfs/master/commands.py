@@ -57,6 +57,10 @@ class StartMaster(Command[None], frozen=True, tag=2):
     """
 
     skip_ids: int = 1 << 20
+    run: int = 0
+    """A number for this run, chosen at random; 0: none is noted."""
+    position: int = 0
+    """How far the log reaches at its beginning."""
 
 
 # ------------------------------------------------------------------ sessions

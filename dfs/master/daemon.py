@@ -122,7 +122,8 @@ class Master:
         if not state.formatted:
             identity = str(uuid.UUID(int=random.getrandbits(128), version=4))
             self.journal.append(Format(time_ns=now_ns(), cluster=identity))
-        self.journal.append(StartMaster(time_ns=now_ns()))
+        run = random.getrandbits(63)
+        self.journal.append(StartMaster(time_ns=now_ns(), run=run, position=self.journal.position))
         self.cluster = state.cluster
 
         self._pool = Pool(
@@ -162,6 +163,7 @@ class Master:
             liveness=self.liveness,
             leases=leases,
             reports=reports,
+            run=run,
             random=random,
             clock=clock,
             now_ns=now_ns,

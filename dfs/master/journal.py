@@ -20,6 +20,10 @@ class Journal(Protocol):
     def append(self, command: Command[R]) -> R:
         """Apply a command; its result. Raises what `State.apply` raises."""
 
+    @property
+    def position(self) -> int:
+        """How far the log reaches: goes up with every change, and back with one that is lost."""
+
     async def sync(self) -> None:
         """Return when every command appended before the call is on the disk.
 
@@ -41,6 +45,10 @@ class LocalJournal:
         result = self._state.apply(command)
         self._appended += 1
         return result
+
+    @property
+    def position(self) -> int:
+        return self._state.store.position
 
     async def sync(self) -> None:
         wanted = self._appended

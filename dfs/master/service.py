@@ -11,11 +11,13 @@ from inspect import iscoroutinefunction
 from random import Random
 from typing import Any, Final, cast
 
+import msgspec
+
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
-from dfs.core.errors import DfsError, refuse
+from dfs.core.errors import DfsError, LostChangesError, refuse
 from dfs.core.ids import ROOT_INODE, ChunkId, PolicyId
 from dfs.core.policy import Policy
-from dfs.master import queries, xattrs
+from dfs.master import queries, runs, xattrs
 from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import (
     AllocateChunks,
@@ -62,6 +64,17 @@ _REPORTED: Final = {
 """What a reader's complaint makes of a fragment. Anything else is only a hint."""
 
 
+class _Applied(msgspec.Struct, array_like=True):
+    """messages.Applied, with results that stay as they were stored."""
+
+    results: msgspec.Raw
+    position: m.LogPosition | None = None
+
+
+_decode_applied: Final = msgspec.msgpack.Decoder(_Applied).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
 def _in_range(handler: Handler) -> Handler:
     """A request with a number that no key can hold (negative, or past 64 bits) is EINVAL."""
 
@@ -95,17 +108,22 @@ class ClientService:
         liveness: Liveness,
         leases: Leases,
         reports: ReportBook,
+        run: int,
         random: Random,
         clock: Callable[[], float],
         now_ns: Callable[[], int],
     ) -> None:
-        """`clock` only goes forward; `now_ns` is the wall clock that files are stamped with."""
+        """`clock` only goes forward; `now_ns` is the wall clock that files are stamped with.
+
+        `run` is the number that StartMaster gave this run.
+        """
         self._cluster = cluster
         self._reader = reader
         self._journal = journal
         self._liveness = liveness
         self._leases = leases
         self._reports = reports
+        self._run = run
         self._random = random
         self._clock = clock
         self._now_ns = now_ns
@@ -167,7 +185,9 @@ class ClientService:
             ApplyOps(self._now_ns(), session, request.sequence, request.cred, request.ops)
         )
         self._leases.heard(session)
-        return reply
+        # A repeat may say more than its change needs: what is there by now was answered too.
+        position = m.LogPosition(self._run, self._journal.position)
+        return _encode(_Applied(_decode_applied(reply).results, position))
 
     def allocate_chunks(
         self, peer: Peer, request: m.AllocateChunks, _: memoryview
@@ -243,8 +263,15 @@ class ClientService:
             for fragment in chunk.fragments
         )
 
-    async def sync_barrier(self, _: Peer, __: m.SyncBarrier, ___: memoryview) -> m.Empty:
+    async def sync_barrier(self, _: Peer, request: m.SyncBarrier, __: memoryview) -> m.Empty:
         await self._journal.sync()
+        earlier = [each for each in request.answered if each.run != self._run]
+        if not runs.all_survived(self._reader, earlier):
+            raise LostChangesError(
+                "the master lost changes that it had answered: its machine stopped before they "
+                "were on its disk",
+                hint="look at what was written or changed since the last fsync, and do it again",
+            )
         return m.Empty()
 
     async def create_policy(

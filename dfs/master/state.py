@@ -23,6 +23,7 @@ from dfs.master import (
     operations,
     policies,
     purge,
+    runs,
     sessions,
 )
 from dfs.master.commands import Command, SessionCommand
@@ -42,6 +43,7 @@ from dfs.master.keyspace import (
 )
 from dfs.master.store import Store
 from dfs.master.transaction import Transaction
+from dfs.wire.messages import LogPosition
 
 R = TypeVar("R")
 
@@ -89,6 +91,8 @@ def start_master(txn: Transaction, command: commands.StartMaster) -> None:
             purging=sum(1 for _ in scan_prefix(txn, PURGE)),
         ),
     )
+    if command.run:
+        runs.note(txn, LogPosition(command.run, command.position))
 
 
 _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = {

@@ -5,6 +5,8 @@ Contract (one conformance suite runs over both):
 - `get`, `get_many` and `scan` see everything written before. Keys are ordered as bytes.
 - `write` is atomic: all of the changes or none. When it returns, they survive the death of the
   process; when `sync` returns, everything written before it began survives a power cut.
+- `position` goes up with every write. A store that has lost the end of its log in a power cut
+  has the position of the last write that it still has.
 - A scan is finished or dropped before the next write; what it shows of a write made while it runs
   is not defined.
 - All calls come from one thread, but `sync` and `checkpoint`, which may run in a worker thread
@@ -55,6 +57,9 @@ _CACHED_BLOCK_BYTES: Final = 3 * 1024
 class Store(Reader, Protocol):
     """See the contract above."""
 
+    @property
+    def position(self) -> int: ...
+
     def write(self, changes: Changes, /) -> None:
         """Apply all changes atomically.
 
@@ -75,6 +80,7 @@ class MemoryStore:
     """For tests and simulations. Writes never fail; a sync has nothing to do."""
 
     def __init__(self) -> None:
+        self.position = 0
         self._values: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []
 
@@ -94,6 +100,7 @@ class MemoryStore:
             yield key, self._values[key]
 
     def write(self, changes: Changes) -> None:
+        self.position += 1
         for key, value in changes.items():
             if value is not None:
                 if key not in self._values:
@@ -147,6 +154,10 @@ class RocksStore:
         self._recent: dict[bytes, bytes] = {}
         """Rows of `_RECENT_TABLES` that were read or written lately, as they are in the store."""
         self._rows = cast(Callable[..., Iterator[tuple[bytes, bytes]]], self._db.items)
+
+    @property
+    def position(self) -> int:
+        return self._db.latest_sequence_number()
 
     def get(self, key: bytes) -> bytes | None:
         value = self._recent.get(key)

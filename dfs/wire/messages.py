@@ -323,8 +323,19 @@ OPS_MAX: Final = 4096
 """Operations in one Apply."""
 
 
+class LogPosition(msgspec.Struct, array_like=True, frozen=True):
+    """How far the master's log reached when it answered a change."""
+
+    run: int
+    """Names one run of a master, from its start to its end."""
+    position: int
+    """Goes up with every change of a run; the next goes on where the log was found to end."""
+
+
 class Applied(Message, frozen=True):
     results: tuple[OpResult, ...]
+    position: LogPosition | None = None
+    """For the next SyncBarrier; None from an older master."""
 
 
 class Lookup(Message, frozen=True):
@@ -488,7 +499,13 @@ class FsStats(Message, frozen=True):
 
 
 class SyncBarrier(Message, frozen=True):
-    """Reply when every change answered before it is on the master's disk."""
+    """Reply when every change answered before it is on the master's disk.
+
+    Raises LostChangesError where a power cut took one of those that `answered` speaks of.
+    """
+
+    answered: tuple[LogPosition, ...] = ()
+    """The highest position answered by each run since the last barrier that was answered."""
 
 
 class ListPolicies(Message, frozen=True):

@@ -23,8 +23,8 @@ from dfs.core.chunk import DiskState
 from dfs.master import invariants
 from dfs.master.daemon import Master
 from dfs.master.liveness import Timing
-from dfs.master.store import MemoryStore
 from dfs.wire.memory import MemoryNetwork
+from tests.simulation.power import PowerCutStore
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class World:
         self.root = root
         self.random = Random(seed)
         self.network = MemoryNetwork(Random(self.random.getrandbits(64)))
-        self.store = MemoryStore()
+        self.store = PowerCutStore()
         self.servers = [f"cs{number}" for number in range(1, servers + 1)]
         self._nursery = nursery
         self._hosts = {name: _Host() for name in ("master", *self.servers)}
@@ -140,6 +140,12 @@ class World:
         self.network.crash(name)  # in the same step: nobody gets to say goodbye
         with trio.CancelScope(shield=True):
             await host.over.wait()
+
+    async def cut_power(self) -> None:
+        """The master's machine loses power, with what was not synced, and comes back."""
+        await self.crash("master")
+        self.store.cut_power()
+        await self.start_host("master")
 
     def up(self, name: str) -> bool:
         return self._hosts[name].up

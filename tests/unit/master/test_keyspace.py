@@ -44,6 +44,7 @@ IDS = st.integers(0, (1 << 64) - 1)
         (keys.purge_key(2), "710000000000000002"),
         (keys.leftovers_key(8), "7a0000000000000008"),
         (keys.META_SCHEMA, "6d736368656d61"),
+        (keys.META_RUNS, "6d72756e73"),
     ],
 )
 def test_keys_have_their_bytes(key: bytes, golden: str) -> None:

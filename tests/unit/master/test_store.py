@@ -1,11 +1,13 @@
 """The contract of `store`, over both stores; then what only RocksDB has to promise."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -147,7 +149,38 @@ def test_a_checkpoint_is_a_store_as_of_then(store: Store, tmp_path: Path) -> Non
     copy.close()
 
 
+def test_the_position_goes_up_with_every_write_and_with_nothing_else(store: Store) -> None:
+    before = store.position
+    for number in range(5):
+        store.write({b"a": b"%d" % number, b"b": None})
+        assert store.position > before
+        before = store.position
+        store.get(b"a")
+        store.sync()
+        assert store.position == before
+
+
 # ------------------------------------------------------------------ RocksDB
+
+
+def test_a_store_that_lost_the_end_of_its_log_has_the_position_of_before(tmp_path: Path) -> None:
+    """A power cut leaves what was synced, and of the rest of the log any beginning."""
+    store = RocksStore(tmp_path / "db")
+    (log,) = (tmp_path / "db").glob("*.log")
+    ends = [(0, 0)]
+    for changes in ({b"a": b"1", b"b": b"2"}, {b"c": b"3"}, {b"a": None}):
+        store.write(changes)
+        ends.append((log.stat().st_size, store.position))
+    shutil.copytree(tmp_path / "db", tmp_path / "cut")
+    store.close()
+    # Each write whole, and torn: then it is not there at all.
+    lengths = [*ends, *((size - 1, before) for (_, before), (size, _) in pairwise(ends))]
+    for length, position in lengths:
+        copy = shutil.copytree(tmp_path / "cut", tmp_path / f"cut{length}")
+        os.truncate(copy / log.name, length)
+        found = RocksStore(copy)
+        assert found.position == position
+        found.close()
 
 
 def test_rows_are_there_after_closing_and_opening(tmp_path: Path) -> None:
