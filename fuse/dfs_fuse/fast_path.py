@@ -1,0 +1,163 @@
+"""What FUSE's threads do without a hop into trio: gather small writes, serve reads from a buffer.
+
+A hop costs 100 to 180 us, a request of libfuse 2 moves 128 KiB at most. So the bytes of several
+writes go over together, and a sequential read brings more than was asked for. What POSIX promises
+within a mount holds: whoever looks at a file settles what is gathered for it first, and a buffered
+read is used only while the file's `epoch` is the one it was read at.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from dfs.core.ids import InodeId
+from dfs_fuse.bridge import Bridge
+from dfs_fuse.handles import FileHandle
+from dfs_fuse.vfs import Vfs
+
+GATHER_BYTES: Final = 1024 * 1024
+GATHER_PARTS: Final = 256
+GATHER_S: Final = 1.0
+"""How long a write is kept here at most."""
+_BUFFER_FIRST_BYTES: Final = 256 * 1024
+_BUFFER_MAX_BYTES: Final = 1024 * 1024
+
+Parts = deque[tuple[int, bytes]]
+
+
+class _Gathered:
+    """Writes through one handle of an inode that have not gone over yet."""
+
+    __slots__ = ("handle", "lock", "parts", "since", "size", "users")
+
+    def __init__(self, handle: FileHandle) -> None:
+        self.handle = handle
+        self.lock = threading.Lock()
+        """Held while the bytes go over, so that they arrive in order."""
+        self.parts: Parts = deque()
+        self.size = 0
+        self.since = 0.0
+        self.users = 0
+
+
+class WriteGatherer:
+    """Owned by the driver; used by FUSE's threads."""
+
+    def __init__(self, bridge: Bridge, vfs: Vfs) -> None:
+        self._bridge = bridge
+        self._vfs = vfs
+        self._gathered: dict[InodeId, _Gathered] = {}
+        self._guard = threading.Lock()
+        """Of the table; never held across a hop."""
+
+    def write(self, handle: FileHandle, offset: int, data: bytes) -> None:
+        """Take bytes to be written through `handle`.
+
+        Raises:
+            OSError: earlier bytes could not be written; they are kept, `data` was not taken.
+        """
+        with self._guard:
+            gathered = self._gathered.get(handle.ino)
+            if gathered is None:
+                gathered = self._gathered[handle.ino] = _Gathered(handle)
+            gathered.users += 1
+        try:
+            with gathered.lock:
+                full = gathered.size >= GATHER_BYTES or len(gathered.parts) >= GATHER_PARTS
+                if gathered.parts and (full or gathered.handle is not handle):
+                    self._send(gathered)
+                gathered.handle = handle
+                if not gathered.parts:
+                    gathered.since = time.monotonic()
+                gathered.parts.append((offset, data))
+                gathered.size += len(data)
+        finally:
+            self._leave(handle.ino, gathered)
+
+    def settle(self, ino: InodeId) -> None:
+        """Have all that was written to the inode go over. Raises OSError as the write would."""
+        if ino not in self._gathered:
+            return
+        with self._guard:
+            gathered = self._gathered.get(ino)
+            if gathered is None:
+                return
+            gathered.users += 1
+        try:
+            with gathered.lock:
+                if gathered.parts:
+                    self._send(gathered)
+        finally:
+            self._leave(ino, gathered)
+
+    def drop(self, handle: FileHandle) -> None:
+        """The handle's last descriptor is gone: what could not be written is lost."""
+        with self._guard:
+            gathered = self._gathered.get(handle.ino)
+            if gathered is not None and gathered.handle is handle:
+                del self._gathered[handle.ino]
+
+    def holds(self, ino: InodeId) -> bool:
+        """Whether something waits here to go over."""
+        return ino in self._gathered
+
+    def settle_old(self, complain: Callable[[OSError], None]) -> None:
+        """Have go over what has been here for a while. For a thread of its own, now and then."""
+        before = time.monotonic() - GATHER_S
+        for ino, gathered in list(self._gathered.items()):
+            if gathered.parts and gathered.since < before:
+                try:
+                    self.settle(ino)
+                except OSError as error:
+                    complain(error)
+
+    def _send(self, gathered: _Gathered) -> None:
+        try:
+            self._bridge.run(self._vfs.write_parts, gathered.handle, gathered.parts)
+        finally:
+            gathered.size = sum(len(data) for _, data in gathered.parts)
+
+    def _leave(self, ino: InodeId, gathered: _Gathered) -> None:
+        with self._guard:
+            gathered.users -= 1
+            if not gathered.users and not gathered.parts and self._gathered.get(ino) is gathered:
+                del self._gathered[ino]
+
+
+class ReadBuffer:
+    """The bytes after the last ones read through a handle."""
+
+    __slots__ = ("_data", "_epoch", "_next", "_start", "_window")
+
+    def __init__(self) -> None:
+        self._data: bytes = b""
+        self._start = 0
+        self._epoch = -1
+        self._next = 0
+        self._window = 0
+
+    def find(self, handle: FileHandle, offset: int, size: int) -> bytes | None:
+        """The bytes, if they are all here and still right."""
+        data, skip = self._data, offset - self._start
+        if self._epoch != handle.file.epoch or skip < 0 or skip + size > len(data):
+            return None
+        self._next = offset + size
+        return data[skip : skip + size]
+
+    def wanted(self, offset: int, size: int) -> int:
+        """How many bytes to ask for: more than `size`, the longer reads follow each other."""
+        if offset == self._next and offset:
+            self._window = min(max(_BUFFER_FIRST_BYTES, self._window * 2), _BUFFER_MAX_BYTES)
+        else:
+            self._window = 0
+        self._next = offset + size
+        return max(size, self._window)
+
+    def keep(self, epoch: int, offset: int, data: bytes) -> None:
+        """`data` was read at `offset`, the file's epoch being `epoch` before."""
+        # The epoch last: `find` in another thread looks at it first.
+        self._epoch = -1
+        self._data, self._start = data, offset
+        self._epoch = epoch

@@ -1,0 +1,74 @@
+"""Open files and directories of the mount. State only; what is done with them is in `vfs`."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from dfs.client.files import ReadAhead
+from dfs.client.open_file import OpenFile
+from dfs.core.ids import InodeId
+from dfs.wire.messages import Access, Cred, DirEntry
+
+FMODE_EXEC: Final = 0x20
+"""The kernel's own open flag: to be executed, which takes no right to read."""
+
+
+@dataclass(eq=False, slots=True)
+class FileHandle:
+    """One open(2) of a regular file. `dup`ed descriptors share it."""
+
+    number: int
+    file: OpenFile
+    cred: Cred
+    """Of whoever opened it: what is written through it is written with these rights."""
+    flags: int
+    """As open(2) has them."""
+    keep_cache: bool = False
+    """The kernel's pages of an earlier open are still right."""
+    ahead: ReadAhead = field(default_factory=ReadAhead)
+
+    @property
+    def ino(self) -> InodeId:
+        return self.file.ino
+
+    @property
+    def readable(self) -> bool:
+        return self.flags & os.O_ACCMODE != os.O_WRONLY
+
+    @property
+    def writable(self) -> bool:
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
+
+    @property
+    def append(self) -> bool:
+        return bool(self.flags & os.O_APPEND)
+
+
+@dataclass(eq=False, slots=True)
+class DirHandle:
+    """One opendir(3): a walk over the names in order.
+
+    `names` are those handed out so far; a position in the walk is an index into them, so that a
+    program may go back to any.
+    """
+
+    number: int
+    ino: InodeId
+    cred: Cred
+    names: list[bytes] = field(default_factory=list)
+    page: list[DirEntry] = field(default_factory=list)
+    page_start: int = 0
+    """The position of the first entry of `page`."""
+    complete: bool = False
+    """`page` ends the directory."""
+
+
+def access_of(flags: int) -> Access:
+    """What open flags ask for."""
+    if flags & FMODE_EXEC:
+        return Access.EXECUTE
+    return {
+        os.O_RDONLY: Access.READ,
+        os.O_WRONLY: Access.WRITE,
+        os.O_RDWR: Access.READ | Access.WRITE,
+    }.get(flags & os.O_ACCMODE, Access.READ | Access.WRITE)

@@ -1,0 +1,85 @@
+"""Attributes and names that may be believed for a moment, so that not every stat asks the master.
+
+Filled by every answer of the master, corrected by every change of this mount. Written by the
+trio thread only; `attributes` and `child` may be called from any thread at any time. Bounded: two
+generations, of which the older is dropped as a whole.
+"""
+
+import time
+from typing import Final
+
+from dfs.core.ids import InodeId
+from dfs.core.inode import Inode
+
+_GENERATION_MAX: Final = 50_000
+"""Entries of a kind before the next generation starts; at most two of them are kept."""
+
+_Attributes = dict[InodeId, tuple[float, Inode]]
+_Names = dict[tuple[InodeId, bytes], tuple[float, InodeId]]
+
+
+class NodeCache:
+    """See the module. `ttl_s`: how long an answer is believed; 0 believes nothing."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self.ttl_s = ttl_s
+        self._attributes: _Attributes = {}
+        self._older_attributes: _Attributes = {}
+        self._names: _Names = {}
+        self._older_names: _Names = {}
+
+    # ---------------------------------------------------------------- asking (any thread)
+
+    def attributes(self, ino: InodeId) -> Inode | None:
+        """The inode as last heard of, if that was a moment ago."""
+        found = self._attributes.get(ino) or self._older_attributes.get(ino)
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def child(self, parent: InodeId, name: bytes) -> InodeId | None:
+        """The inode that `name` in `parent` was a moment ago."""
+        key = (parent, name)
+        found = self._names.get(key) or self._older_names.get(key)
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
+    def lookup(self, parent: InodeId, name: bytes) -> Inode | None:
+        """`child` and its `attributes`, where both are known."""
+        ino = self.child(parent, name)
+        return None if ino is None else self.attributes(ino)
+
+    # ---------------------------------------------------------------- telling (trio's thread)
+
+    def learn(self, inode: Inode) -> None:
+        """The master has just said so.
+
+        An answer that was overtaken by one of a later change is not believed: every change of an
+        inode moves its ctime.
+        """
+        known = self.attributes(inode.ino)
+        if known is not None and known.ctime_ns > inode.ctime_ns:
+            return
+        self._attributes[inode.ino] = (time.monotonic() + self.ttl_s, inode)
+        if len(self._attributes) > _GENERATION_MAX:
+            self._older_attributes, self._attributes = self._attributes, {}
+
+    def adjust(self, inode: Inode) -> None:
+        """A change of this mount has made it so; believed no longer than what was known before."""
+        found = self._attributes.get(inode.ino) or self._older_attributes.get(inode.ino)
+        if found is not None:
+            self._attributes[inode.ino] = (found[0], inode)
+
+    def learn_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
+        """The master has just said that `name` in `parent` is `ino`."""
+        self._names[parent, name] = (time.monotonic() + self.ttl_s, ino)
+        if len(self._names) > _GENERATION_MAX:
+            self._older_names, self._names = self._names, {}
+
+    def forget(self, ino: InodeId) -> None:
+        """The attributes have changed, nobody knows how."""
+        # The older generation first: `attributes` in another thread looks there last.
+        self._older_attributes.pop(ino, None)
+        self._attributes.pop(ino, None)
+
+    def forget_name(self, parent: InodeId, name: bytes) -> None:
+        """The name has gone, or is another inode now."""
+        self._older_names.pop((parent, name), None)
+        self._names.pop((parent, name), None)

@@ -1,0 +1,430 @@
+"""The driver on pyfuse3: libfuse 3 by inodes, in trio's own thread. pyfuse3 lives here only.
+
+Requests come as inode numbers and file handles and go to `Vfs` as they are; only the mounted
+directory is 1 for the kernel, whatever it is for the cluster. Inodes live in the cluster and not
+in this process, so the kernel's `forget` needs no answer.
+"""
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from dfs.core.ids import InodeId
+from dfs.core.inode import Inode
+from dfs.wire.messages import SetAttr, XattrMode
+from dfs_fuse.caller import Caller
+from dfs_fuse.complaints import Complaints
+from dfs_fuse.handles import FileHandle
+from dfs_fuse.interrupts import Interrupts
+from dfs_fuse.options import MountOptions
+from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
+from dfs_fuse.vfs import Vfs
+
+T = TypeVar("T")
+
+KERNEL_ROOT: Final = 1
+_TASKS_MIN: Final = 4
+_TASKS_MAX: Final = 512
+"""Requests at a time; more wait in the kernel. Each has a buffer for a write, of 1 MiB at most."""
+_PAGE_BYTES: Final = 4096
+_DOTS: Final = 2
+"""Entries before the first of a directory's own: "." and ".."."""
+
+log = logging.getLogger(__name__)
+
+
+async def serve(vfs: Vfs, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount, call `ready` when the kernel has answered, serve until unmounted.
+
+    Cancelled, it unmounts: what programs have open there fails from then on.
+    """
+    interrupts = Interrupts()
+    operations = _Operations(vfs, interrupts, ready)
+    pyfuse3.init(operations, options.point, set(options.fuse_options))
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupts.watch)
+            await pyfuse3.main(_TASKS_MIN, _TASKS_MAX)
+            nursery.cancel_scope.cancel()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+class _Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """What pyfuse3 calls. Nothing leaves a method but its result and FUSEError."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    """With it the kernel never looks at a file's size again: other mounts would not be seen."""
+    enable_acl = False
+
+    def __init__(self, vfs: Vfs, interrupts: Interrupts, ready: Callable[[], None]) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._interrupts = interrupts
+        self._ready = ready
+        self._complaints = Complaints()
+        self._openers: dict[int, int] = {}
+        """The process that opened each file handle."""
+        self._told: dict[InodeId, int] = {}
+        """Of files open to append and to map: how long the kernel believes them to be."""
+
+    def init(self) -> None:
+        self._ready()
+
+    async def _do(
+        self, name: str, pid: int, function: Callable[..., Awaitable[T]], *args: Any
+    ) -> T:
+        started = time.perf_counter_ns()
+        failed = True
+        try:
+            with self._interrupts.cancelling(pid) as scope:
+                result = await function(*args)
+                failed = False
+                return result
+            assert scope.cancelled_caught
+            raise FUSEError(errno.EINTR)
+        except OSError as error:
+            raise FUSEError(self._complaints.number(name, error)) from None
+        except FUSEError:
+            raise
+        except Exception as error:
+            raise FUSEError(self._complaints.number(name, error)) from None
+        finally:
+            self._vfs.profile.done(name, started, failed=failed)
+
+    # ---------------------------------------------------------------- numbers and attributes
+
+    def _ino(self, number: int) -> InodeId:
+        """The cluster's number of the kernel's inode."""
+        return self._vfs.root if number == KERNEL_ROOT else number
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        ttl_s = self._vfs.attr_cache_s
+        entry = EntryAttributes()
+        entry.st_ino = KERNEL_ROOT if inode.ino == self._vfs.root else inode.ino
+        entry.generation = 0
+        entry.entry_timeout = ttl_s
+        entry.attr_timeout = ttl_s
+        entry.st_mode = inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = inode.size
+        entry.st_blksize = BLOCK_BYTES
+        entry.st_blocks = blocks(inode)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        if inode.ino in self._told:
+            self._told[inode.ino] = inode.size
+        return entry
+
+    # ---------------------------------------------------------------- looking
+
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(
+            await self._do("lookup", ctx.pid, self._lookup, self._ino(parent), name, _caller(ctx))
+        )
+
+    async def _lookup(self, parent: InodeId, name: bytes, caller: Caller) -> Inode:
+        if name == b"..":
+            return await self._vfs.getattr((await self._vfs.getattr(parent)).parent)
+        if name == b".":
+            return await self._vfs.getattr(parent)
+        return await self._vfs.lookup(parent, name, caller)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        return
+
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._do("getattr", ctx.pid, self._vfs.getattr, self._ino(inode)))
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        change = SetAttr(
+            self._ino(inode),
+            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._entry(
+            await self._do("setattr", ctx.pid, self._vfs.setattr, change, _caller(ctx))
+        )
+
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self._do("readlink", ctx.pid, self._vfs.readlink, self._ino(inode))
+
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        # With default_permissions the kernel has checked already.
+        return True
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        counts = file_counts(await self._do("statfs", ctx.pid, self._vfs.statfs))
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_BYTES
+        data.f_blocks = counts.blocks
+        data.f_bfree = data.f_bavail = counts.free_blocks
+        data.f_files = counts.files
+        data.f_ffree = data.f_favail = counts.free_files
+        data.f_namemax = NAME_MAX_BYTES
+        return data
+
+    # ---------------------------------------------------------------- changing the tree
+
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(
+            await self._do(
+                "mknod", ctx.pid, self._vfs.mknod, self._ino(parent), name, mode, rdev, _caller(ctx)
+            )
+        )
+
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(
+            await self._do(
+                "mkdir",
+                ctx.pid,
+                self._vfs.mkdir,
+                self._ino(parent),
+                name,
+                stat.S_IMODE(mode),
+                _caller(ctx),
+            )
+        )
+
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(
+            await self._do(
+                "symlink", ctx.pid, self._vfs.symlink, self._ino(parent), name, target, _caller(ctx)
+            )
+        )
+
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(
+            await self._do(
+                "link",
+                ctx.pid,
+                self._vfs.link,
+                self._ino(inode),
+                self._ino(new_parent),
+                new_name,
+                _caller(ctx),
+            )
+        )
+
+    async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        await self._do("unlink", ctx.pid, self._vfs.unlink, self._ino(parent), name, _caller(ctx))
+
+    async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        await self._do("rmdir", ctx.pid, self._vfs.rmdir, self._ino(parent), name, _caller(ctx))
+
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        await self._do(
+            "rename",
+            ctx.pid,
+            self._vfs.rename,
+            self._ino(parent_old),
+            name_old,
+            self._ino(parent_new),
+            name_new,
+            flags,
+            _caller(ctx),
+        )
+
+    # ---------------------------------------------------------------- files
+
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        ino = self._ino(inode)
+        handle = await self._do("open", ctx.pid, self._vfs.open, ino, flags, _caller(ctx))
+        if not handle.keep_cache:
+            # The kernel may believe an older size for a moment yet, and would cut reads at it.
+            _forget_attributes(inode)
+        return self._opened(handle, ctx)
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle = await self._do(
+            "create",
+            ctx.pid,
+            self._vfs.create,
+            self._ino(parent),
+            name,
+            stat.S_IMODE(mode),
+            flags,
+            _caller(ctx),
+        )
+        return self._opened(handle, ctx), self._entry(handle.file.inode)
+
+    def _opened(self, handle: FileHandle, ctx: RequestContext) -> FileInfo:
+        self._openers[handle.number] = ctx.pid
+        if handle.flags & os.O_ACCMODE == os.O_RDWR:
+            # It may be mapped: see `_appends`.
+            self._told.setdefault(handle.ino, handle.file.size_with_appends)
+        return FileInfo(
+            fh=handle.number,
+            keep_cache=handle.keep_cache,
+        )
+
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        pid = self._openers.get(fh, 0)
+        return await self._do("read", pid, self._read, fh, off, size)
+
+    async def _read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        return await self._vfs.read(self._vfs.handle(fh), off, size)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        pid = self._openers.get(fh, 0)
+        return await self._do("write", pid, self._write, fh, off, buf)
+
+    async def _write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._vfs.handle(fh)
+        told = self._told.get(handle.ino)
+        if told is not None:
+            self._told[handle.ino] = max(told, off + len(buf))
+            if handle.append and off % _PAGE_BYTES == 0 and off + len(buf) <= told:
+                # Pages of a mapping, which the kernel writes back through whatever handle is open.
+                return await self._vfs.write_in_place(handle, off, buf)
+        return await self._vfs.write(handle, off, buf)
+
+    async def flush(self, fh: int) -> None:
+        await self._do("flush", self._openers.get(fh, 0), self._flush, fh)
+
+    async def _flush(self, fh: int) -> None:
+        await self._vfs.flush(self._vfs.handle(fh))
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._do("fsync", self._openers.get(fh, 0), self._fsync, fh)
+
+    async def _fsync(self, fh: int) -> None:
+        await self._vfs.fsync(self._vfs.handle(fh))
+
+    async def release(self, fh: int) -> None:
+        self._openers.pop(fh, None)
+        await self._do("release", 0, self._release, fh)
+
+    async def _release(self, fh: int) -> None:
+        handle = self._vfs.handle(fh)
+        try:
+            await self._vfs.release(handle)
+        finally:
+            if not handle.file.handles:
+                self._told.pop(handle.ino, None)
+
+    # ---------------------------------------------------------------- directories
+
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        handle = await self._do(
+            "opendir", ctx.pid, self._vfs.opendir, self._ino(inode), _caller(ctx)
+        )
+        return handle.number
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        await self._do("readdir", 0, self._readdir, fh, start_id, token)
+
+    async def _readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle = self._vfs.directory(fh)
+        for position, dots in enumerate((b".", b"..")):
+            # The kernel takes no more of these two than that they are directories.
+            if start_id <= position and not pyfuse3.readdir_reply(
+                token, dots, self._entry(await self._vfs.getattr(handle.ino)), position + 1
+            ):
+                return
+        position = max(0, start_id - _DOTS)
+        while True:
+            entries = await self._vfs.readdir(handle, position)
+            if not entries:
+                return
+            for each in entries:
+                position += 1
+                inode = each.inode
+                if self._vfs.is_dirty(inode.ino):
+                    inode = await self._vfs.getattr(inode.ino)
+                entry = self._entry(inode)
+                if not pyfuse3.readdir_reply(token, each.name, entry, position + _DOTS):
+                    return
+
+    async def releasedir(self, fh: int) -> None:
+        await self._do("releasedir", 0, self._releasedir, fh)
+
+    async def _releasedir(self, fh: int) -> None:
+        await self._vfs.releasedir(self._vfs.directory(fh))
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._do("fsyncdir", 0, self._fsyncdir, fh)
+
+    async def _fsyncdir(self, fh: int) -> None:
+        await self._vfs.fsyncdir(self._vfs.directory(fh).ino)
+
+    # ---------------------------------------------------------------- extended attributes
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return await self._do("getxattr", ctx.pid, self._vfs.getxattr, self._ino(inode), name)
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return await self._do("listxattr", ctx.pid, self._vfs.listxattr, self._ino(inode))
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        # pyfuse3 has asked for the attribute first where the flags are CREATE or REPLACE.
+        await self._do(
+            "setxattr",
+            ctx.pid,
+            self._vfs.setxattr,
+            self._ino(inode),
+            name,
+            value,
+            XattrMode.ANY,
+            _caller(ctx),
+        )
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._do(
+            "removexattr", ctx.pid, self._vfs.removexattr, self._ino(inode), name, _caller(ctx)
+        )
+
+
+def _caller(ctx: RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
+
+
+def _forget_attributes(inode: int) -> None:
+    """Have the kernel ask for attributes before it uses them again."""
+    try:
+        pyfuse3.invalidate_inode(inode, attr_only=True)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # the kernel has none
+            log.debug("inode %d: %s", inode, error)
