@@ -245,11 +245,15 @@ class OpenFile:
         await self.flush()
         since = self.version
         inode = await self._files.meta.set_attr(change, cred=cred)
+        self.changed(inode, since=since)
+        return inode
+
+    def changed(self, inode: Inode, *, since: int) -> None:
+        """`inode` is how the file is after a change that was no commit; `since` as for `learn`."""
         if inode.version != self.extents.version:
             self.extents.forget(inode.version)
         # A change of our own that came after may have been answered before.
         self.learn(inode, since=since)
-        return inode
 
 
 class OpenFiles:
