@@ -8,6 +8,7 @@
 - `finding`     find
 - `usage`       du, df
 - `locating`    locate
+- `explaining`  why
 - `policies`    dfs policy
 - `admin`       dfs admin
 - `daemons`     dfs master, dfs chunkserver

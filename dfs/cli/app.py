@@ -56,6 +56,7 @@ _COMMANDS: Final = {
     "du": "usage",
     "df": "usage",
     "locate": "locating",
+    "why": "explaining",
     "policy": "policies",
     "admin": "admin",
     "master": "daemons",

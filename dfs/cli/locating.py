@@ -100,22 +100,12 @@ def locate(paths: RemotePaths, json: Json = False) -> int:
 
 async def _read_map(client: "Client", path: bytes) -> tuple[Inode, list[Extent], Layout]:
     """All extents of a file, and where their chunks lie."""
+    from dfs.client.fact_finding import read_map
+
     inode = await client.stat(path)
     if not inode.is_file:
         raise DfsError(f"{show(path)}: not a regular file: only those have bytes to locate")
-    extents: list[Extent] = []
-    chunks: dict[int, Chunk] = {}
-    disks: dict[int, DiskLocation] = {}
-    offset, more = 0, True
-    while more:
-        page = await client.meta.extents(inode.ino, offset, limit=1000)
-        extents += page.extents
-        chunks.update({each.chunk: each for each in page.layout.chunks})
-        disks.update({each.disk: each for each in page.layout.disks})
-        more = page.more and bool(page.extents)
-        offset = page.extents[-1].end if page.extents else offset
-        inode = page.inode
-    return inode, extents, Layout(tuple(chunks.values()), tuple(disks.values()))
+    return await read_map(client, inode)
 
 
 def _describe(
@@ -149,19 +139,24 @@ def _describe_chunk(
     return {
         **describe_chunk(chunk, disks),
         "fragments": [
-            {
-                "index": fragment.index,
-                "state": FragmentState(fragment.state).name.lower(),
-                "disk": fragment.disk,
-                "disk_state": disk_state(disks[fragment.disk].state)
-                if fragment.disk in disks
-                else "unknown",
-                "path": disk_paths.get(fragment.disk, ""),
-                "server": disks[fragment.disk].server if fragment.disk in disks else 0,
-                "address": disks[fragment.disk].address if fragment.disk in disks else "",
-            }
-            for fragment in chunk.fragments
+            describe_fragment(fragment, disks, disk_paths) for fragment in chunk.fragments
         ],
+    }
+
+
+def describe_fragment(
+    fragment: Fragment, disks: Mapping[int, DiskLocation], disk_paths: Mapping[int, str]
+) -> dict[str, Any]:
+    """What the JSON documents say of a fragment."""
+    disk = disks.get(fragment.disk)
+    return {
+        "index": fragment.index,
+        "state": FragmentState(fragment.state).name.lower(),
+        "disk": fragment.disk,
+        "disk_state": disk_state(disk.state) if disk is not None else "unknown",
+        "path": disk_paths.get(fragment.disk, ""),
+        "server": disk.server if disk is not None else 0,
+        "address": disk.address if disk is not None else "",
     }
 
 

@@ -21,6 +21,8 @@ A map of the package. What users call:
 Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence numbers) on
 `master_link` (retries), `retry` (how long); `barrier` (what the master may still lose).
 
+Explaining: `fact_finding` (asks everybody about a file) -> `diagnosis` (pure: what that means).
+
 Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache` -> `fetcher`
 (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.
 
