@@ -1,6 +1,6 @@
 """Rules of the whole suite: it is quiet, it never hangs, and long tests are asked for.
 
-- A warning that a `dfs` logger emits during a test fails it, unless the test says with
+- A warning that a `dfs` or `dfs_fuse` logger emits during a test fails it, unless the test says with
   `@pytest.mark.allow_logs("pattern")` that it expects one.
 - A test that outlives its limit prints the stack of every trio task and thread, and ends the
   run: a hang shows where it hangs.
@@ -115,12 +115,14 @@ class _Unexpected(logging.Handler):
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     allowed = [str(arg) for mark in item.iter_markers("allow_logs") for arg in mark.args]
     handler = _Unexpected(allowed)
-    logger = logging.getLogger("dfs")
-    logger.addHandler(handler)
+    loggers = [logging.getLogger(name) for name in ("dfs", "dfs_fuse")]
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         result = yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
     if handler.lines:
         pytest.fail("unexpected warnings in the log:\n" + "\n".join(handler.lines), pytrace=False)
     return result
