@@ -8,6 +8,7 @@ written and not committed yet, so that handles of one client see each other's wr
 import errno
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -56,6 +57,10 @@ class OpenFile:
         """The same, by who asked for it."""
         self.lost: DfsError | None = None
         """Why the master would not have it open in a new session."""
+        self.epoch = 0
+        """Goes up whenever the bytes may read differently than before."""
+        self.written_ns = 0
+        """When `wrote` was last told of a write; 0: the time of publishing is the file's."""
         self.losses = files.meta.barrier.losses
         """Of the master, as far as they were told here or before."""
         self.extents = ExtentMap(inode.ino, files.meta, files.resolver)
@@ -68,6 +73,11 @@ class OpenFile:
         """Bytes, counting what is written and not committed (but for appends)."""
         pending = self.writer.overlay.end if self.writer is not None else 0
         return max(self.inode.size, pending)
+
+    @property
+    def size_with_appends(self) -> int:
+        """`size`, with appends where they go unless others append at the same time."""
+        return self.size + (self.writer.appended_bytes if self.writer is not None else 0)
 
     @property
     def dirty(self) -> bool:
@@ -86,6 +96,14 @@ class OpenFile:
         """
         if inode.version >= self.inode.version or inode.version < since:
             self.inode = inode
+
+    def refresh(self, inode: Inode) -> None:
+        """The master's answer to a question: others may have changed the file since."""
+        if inode.version > self.inode.version:
+            self.epoch += 1
+            if inode.version != self.extents.version:
+                self.extents.forget(inode.version)
+            self.learn(inode)
 
     # ---------------------------------------------------------------- reading
 
@@ -203,6 +221,8 @@ class OpenFile:
             self.extents.forget(inode.version)
         else:
             self.extents.committed(inode, extents, operations)
+        if self._files.on_commit is not None:
+            self._files.on_commit(inode, since, operations)
         # A commit that does not come after what was known: the master has lost that.
         self.learn(inode, since=since + operations if extents is not None else since)
 
@@ -210,13 +230,25 @@ class OpenFile:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
         self._check()
         writer = self.writer or await self._open_writer()
+        self.epoch += 1
         await writer.write(offset, data)
 
     async def append(self, data: bytes) -> None:
         """Write at the end of the file, wherever it is when the bytes are published."""
         self._check()
         writer = self.writer or await self._open_writer()
+        self.epoch += 1
         await writer.append(data)
+
+    def wrote(self, time_ns: int, cred: Cred) -> None:
+        """What was just written happened at `time_ns`, and is published with the rights of `cred`.
+
+        So that the times a mount shows before publishing are those it shows after.
+        """
+        self.written_ns = time_ns
+        if self.writer is not None:
+            self.writer.mtime_ns = time_ns
+            self.writer.cred = cred
 
     async def flush(self) -> None:
         """Publish what was written. Raises DfsError; the bytes are kept for another try."""
@@ -250,6 +282,7 @@ class OpenFile:
 
     def changed(self, inode: Inode, *, since: int) -> None:
         """`inode` is how the file is after a change that was no commit; `since` as for `learn`."""
+        self.epoch += 1
         if inode.version != self.extents.version:
             self.extents.forget(inode.version)
         # A change of our own that came after may have been answered before.
@@ -276,6 +309,8 @@ class OpenFiles:
         self._locks: dict[InodeId, tuple[trio.Lock, int]] = {}
         self.releases = 0
         """Inodes released so far."""
+        self.on_commit: Callable[[Inode, int, int], None] | None = None
+        """Told of each commit: the inode after it, the version before, and by how many changes."""
         self._released: OrderedDict[InodeId, int] = OrderedDict()
         """The last ones, and which release it was."""
         meta.session.on_replaced.append(self._session_replaced)
@@ -301,6 +336,7 @@ class OpenFiles:
             file = self._open[inode.ino] = OpenFile(self, inode)
         elif inode.version != file.extents.version and not file.dirty:
             # Close-to-open: see what others have done since.
+            file.epoch += 1
             file.extents.forget(inode.version)
         file.learn(inode)
         file.access |= access
@@ -345,15 +381,17 @@ class OpenFiles:
             if len(self._released) > _RELEASED_MAX:
                 self._released.popitem(last=False)
 
-    async def adopt_or_open(self, inode: Inode, access: int, releases: int) -> OpenFile:
+    async def adopt_or_open(
+        self, inode: Inode, access: int, releases: int, *, cred: Cred | None = None
+    ) -> OpenFile:
         """`adopt` what a Create gave that was sent when `releases` was as given.
 
         If it gave a file that was there, and that this client has released meanwhile or is
         about to, the release may come second: the file is opened again.
         """
         if inode.ino in self._locks or self._released.get(inode.ino, 0) > releases:
-            return await self.open(inode.ino, access)
-        return self.adopt(inode, access)
+            return await self.open(inode.ino, access, cred=cred)
+        return self.adopt(inode, access, cred=cred)
 
     async def flush(self) -> None:
         """Publish what all open files hold. Raises the first DfsError, after trying all."""

@@ -118,6 +118,8 @@ class FileWriter:
         self.dirty_since: float | None = None
         self.cred: Cred | None = None
         """Whose rights commits use; None: the client's."""
+        self.mtime_ns: int | None = None
+        """What commits set the file's time to; None: to when the master publishes them."""
         self._ino = ino
         self._meta = meta
         self._chunks = chunks
@@ -146,6 +148,11 @@ class FileWriter:
     def dirty(self) -> bool:
         """There is something to commit."""
         return bool(self._pieces or self._appended)
+
+    @property
+    def appended_bytes(self) -> int:
+        """Bytes whose place in the file is not known yet."""
+        return self._appended_bytes
 
     @property
     def appending(self) -> bool:
@@ -375,7 +382,9 @@ class FileWriter:
         inode: Inode | None = None
         if extents:
             ops = [
-                Commit(self._ino, tuple(extents[start : start + _EXTENTS_MAX]))
+                Commit(
+                    self._ino, tuple(extents[start : start + _EXTENTS_MAX]), mtime_ns=self.mtime_ns
+                )
                 for start in range(0, len(extents), _EXTENTS_MAX)
             ]
             since = self._owner.version
@@ -448,7 +457,7 @@ class FileWriter:
             if inode is None:
                 # Cancelled, or with no answer in time, it may take effect or not.
                 attempt.in_doubt = True
-                op = Commit(self._ino, tuple(extents), append=True)
+                op = Commit(self._ino, tuple(extents), mtime_ns=self.mtime_ns, append=True)
                 try:
                     inode = await self._meta.do(op, cred=self.cred)
                 except DfsError as error:
