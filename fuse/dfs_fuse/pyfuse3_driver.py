@@ -35,6 +35,7 @@ _TASKS_MIN: Final = 4
 _TASKS_MAX: Final = 512
 """Requests at a time; more wait in the kernel. Each has a buffer for a write, of 1 MiB at most."""
 _PAGE_BYTES: Final = 4096
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _DOTS: Final = 2
 """Entries before the first of a directory's own: "." and ".."."""
 
@@ -113,7 +114,8 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_ino = KERNEL_ROOT if inode.ino == self._vfs.root else inode.ino
         entry.generation = 0
         entry.entry_timeout = ttl_s
-        entry.attr_timeout = ttl_s
+        # A write clears set-id bits, and the kernel does not ask after a write how the mode is.
+        entry.attr_timeout = 0 if inode.mode & _SET_ID and inode.is_file else ttl_s
         entry.st_mode = inode.mode
         entry.st_nlink = inode.nlink
         entry.st_uid = inode.uid
