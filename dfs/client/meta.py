@@ -257,11 +257,18 @@ class Meta:
     ) -> Inode:
         return await self._do_inode(m.Link(ino, parent, name, replace), cred)
 
-    async def unlink(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> None:
-        await self.do(m.Unlink(parent, name), cred=cred)
+    async def unlink(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> int:
+        """When it happened, by the master's clock in ns; 0 from an older master."""
+        return await self._take_away(m.Unlink(parent, name), cred)
 
-    async def rmdir(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> None:
-        await self.do(m.Rmdir(parent, name), cred=cred)
+    async def rmdir(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> int:
+        """As `unlink`, of an empty directory."""
+        return await self._take_away(m.Rmdir(parent, name), cred)
+
+    async def _take_away(self, op: m.Unlink | m.Rmdir, cred: m.Cred | None) -> int:
+        result = (await self.apply(op, cred=cred))[0]
+        inode = unwrap(result)
+        return result.time_ns if inode is None else inode.ctime_ns
 
     async def rename(
         self,

@@ -75,7 +75,7 @@ def apply_ops(txn: Transaction, command: commands.ApplyOps) -> bytes:
         else:
             if own is not txn:
                 own.commit()
-            results.append(OpResult(inode))
+            results.append(OpResult(inode, None, command.time_ns if inode is None else 0))
     return _encode(Applied(tuple(results)))
 
 

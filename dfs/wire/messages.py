@@ -271,6 +271,8 @@ class OpResult(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     inode: Inode | None = None
     error: WireError | None = None
+    time_ns: int = 0
+    """Where there is no inode to say it: when it happened, by the master's clock. 0: not told."""
 
 
 # ------------------------------------------------------------------ client -> master

@@ -72,6 +72,14 @@ class Bridge:
             raise call.error
         return call.result
 
+    def post(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """As `run`, for what nobody waits for: its errors are the function's to tell."""
+        try:
+            self._waiting.append(_Call(function, args))
+            self._token.run_sync_soon(self._start_waiting, idempotent=True)
+        except trio.RunFinishedError:
+            return
+
     def close(self) -> None:
         """Refuse further calls. In trio's thread."""
         self._closed = True

@@ -355,7 +355,14 @@ class _Operations:
             self._gatherer.settle(handle.ino)
         finally:
             self._gatherer.drop(handle)
-            self._bridge.run(self._vfs.release, handle)
+            # No program waits for it: close(2) has ended with the flush.
+            self._bridge.post(self._release, handle)
+
+    async def _release(self, handle: FileHandle) -> None:
+        try:
+            await self._vfs.release(handle)
+        except OSError as error:
+            self._complaints.number("release", error)
 
     # ---------------------------------------------------------------- directories
 
@@ -375,7 +382,7 @@ class _Operations:
             position += len(entries)
 
     def releasedir(self, path: str | None, fh: int) -> None:
-        self._bridge.run(self._vfs.releasedir, self._vfs.directory(fh))
+        self._bridge.post(self._vfs.releasedir, self._vfs.directory(fh))
 
     def fsyncdir(self, path: str | None, datasync: int, fh: int) -> None:
         handle = self._vfs.directory(fh)

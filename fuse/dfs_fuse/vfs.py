@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Final
 
@@ -123,13 +123,29 @@ class Vfs:
             )
         return self._found(parent, name, inode)
 
-    def _removed(self, parent: InodeId, name: bytes) -> None:
-        """This mount has just taken `name` out of `parent`, or put another inode there."""
+    def _removed(self, parent: InodeId, name: bytes, time_ns: int, subdirectories: int) -> None:
+        """This mount has just taken `name` out of `parent`, at that time by the master's clock."""
+        self._replaced(parent, name)
+        directory = self.cache.attributes(parent)
+        if directory is None or not time_ns:
+            self.cache.forget(parent)
+        else:
+            self.cache.adjust(
+                changed(
+                    directory,
+                    size=directory.size - 1,
+                    nlink=directory.nlink - subdirectories,
+                    mtime_ns=time_ns,
+                    ctime_ns=time_ns,
+                )
+            )
+
+    def _replaced(self, parent: InodeId, name: bytes) -> None:
+        """`name` in `parent` may be nothing now, or another inode."""
         ino = self.cache.child(parent, name)
         if ino is not None:
             self.cache.forget(ino)
         self.cache.forget_name(parent, name)
-        self.cache.forget(parent)
 
     def _committed(self, inode: Inode, since: int, operations: int) -> None:
         """This client's bytes are in the file now: see `OpenFiles.on_commit`."""
@@ -239,17 +255,28 @@ class Vfs:
 
     async def unlink(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
-        try:
-            await self._meta.unlink(parent, name, cred=self._credentials.of(caller))
-        finally:
-            self._removed(parent, name)
+        await self._remove(self._meta.unlink, parent, name, caller, subdirectories=0)
 
     async def rmdir(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
+        await self._remove(self._meta.rmdir, parent, name, caller, subdirectories=1)
+
+    async def _remove(
+        self,
+        remove: Callable[..., Awaitable[int]],
+        parent: InodeId,
+        name: bytes,
+        caller: Caller,
+        *,
+        subdirectories: int,
+    ) -> None:
         try:
-            await self._meta.rmdir(parent, name, cred=self._credentials.of(caller))
-        finally:
-            self._removed(parent, name)
+            time_ns = await remove(parent, name, cred=self._credentials.of(caller))
+        except BaseException:
+            self._replaced(parent, name)
+            self.cache.forget(parent)
+            raise
+        self._removed(parent, name, time_ns, subdirectories)
 
     async def rename(
         self,
@@ -266,8 +293,9 @@ class Vfs:
         try:
             await self._meta.rename(parent, name, new_parent, new_name, flags, cred=cred)
         finally:
-            self._removed(parent, name)
-            self._removed(new_parent, new_name)
+            for directory, entry in ((parent, name), (new_parent, new_name)):
+                self._replaced(directory, entry)
+                self.cache.forget(directory)
 
     async def setattr(self, change: SetAttr, caller: Caller) -> Inode:
         """chmod, chown, truncate, utimens: after what was written before.
