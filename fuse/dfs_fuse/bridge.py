@@ -72,6 +72,12 @@ class Bridge:
             raise call.error
         return call.result
 
+    def wait(self, event: threading.Event) -> None:
+        """Wait for what another thread of FUSE does. Raises EINTR as `run`."""
+        while not event.wait(INTERRUPT_POLL_S):
+            if self.interrupted():
+                raise refuse(errno.EINTR, "interrupted")
+
     def post(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
         """As `run`, for what nobody waits for: its errors are the function's to tell."""
         try:

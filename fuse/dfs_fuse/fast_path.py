@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from dfs.core.ids import InodeId
@@ -23,6 +24,10 @@ GATHER_S: Final = 1.0
 """How long a write is kept here at most."""
 _BUFFER_FIRST_BYTES: Final = 256 * 1024
 _BUFFER_MAX_BYTES: Final = 1024 * 1024
+_BUFFER_SLACK_BYTES: Final = 256 * 1024
+"""So far from where the last read ended, a read still follows it."""
+_LARGE_BYTES: Final = 64 * 1024
+"""A first read of so much is the kernel's read-ahead, and not a look at the header."""
 
 Parts = deque[tuple[int, bytes]]
 
@@ -126,38 +131,110 @@ class WriteGatherer:
                 del self._gathered[ino]
 
 
-class ReadBuffer:
-    """The bytes after the last ones read through a handle."""
+@dataclass(slots=True)
+class _Slab:
+    """Bytes of a file, read when its epoch was `epoch`."""
 
-    __slots__ = ("_data", "_epoch", "_next", "_start", "_window")
+    epoch: int
+    start: int
+    data: bytes
+    ends: bool
+    """The file ended there."""
+
+    def part(self, epoch: int, offset: int, size: int) -> bytes | None:
+        """The bytes of [offset, offset + size), fewer only at the end of the file."""
+        skip = offset - self.start
+        if epoch != self.epoch or skip < 0:
+            return None
+        if skip + size > len(self.data) and not (self.ends and skip <= len(self.data)):
+            return None
+        return self.data[skip : skip + size]
+
+
+class _Flight:
+    """A slab on its way."""
+
+    __slots__ = ("done", "end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.done = threading.Event()
+
+
+class ReadBuffer:
+    """The bytes after the last ones read through a handle.
+
+    The kernel reads ahead in several threads: those that want what is on its way wait for it.
+    Random reads go their own ways, at the same time.
+    """
 
     def __init__(self) -> None:
-        self._data: bytes = b""
-        self._start = 0
-        self._epoch = -1
+        self._lock = threading.Lock()
+        """Of what follows; never held across a hop."""
+        self._slabs: tuple[_Slab, ...] = ()
+        self._flight: _Flight | None = None
         self._next = 0
         self._window = 0
 
-    def find(self, handle: FileHandle, offset: int, size: int) -> bytes | None:
-        """The bytes, if they are all here and still right."""
-        data, skip = self._data, offset - self._start
-        if self._epoch != handle.file.epoch or skip < 0 or skip + size > len(data):
-            return None
-        self._next = offset + size
-        return data[skip : skip + size]
+    def read(
+        self,
+        handle: FileHandle,
+        offset: int,
+        size: int,
+        fetch: Callable[[int, int], bytes],
+        wait: Callable[[threading.Event], None],
+    ) -> bytes:
+        """Up to `size` bytes at `offset`, fewer only at the end of the file.
 
-    def wanted(self, offset: int, size: int) -> int:
-        """How many bytes to ask for: more than `size`, the longer reads follow each other."""
-        if offset == self._next and offset:
+        `fetch(offset, size)` gets bytes from the vfs; `wait` waits for an event, and raises where
+        the program is interrupted. Raises as those two.
+        """
+        while True:
+            with self._lock:
+                found = self._find(handle.file.epoch, offset, size)
+                if found is not None:
+                    return found
+                flight = self._flight
+                if flight is None:
+                    window = self._follow(offset, size)
+                    if window > size:
+                        flight = self._flight = _Flight(offset, offset + window)
+                        break
+                elif flight.start <= offset < flight.end:
+                    pass
+                else:
+                    flight = None
+            if flight is None:
+                return fetch(offset, size)
+            wait(flight.done)
+        epoch = handle.file.epoch
+        slab = None
+        try:
+            data = fetch(offset, window)
+            slab = _Slab(epoch, offset, data, ends=len(data) < window)
+        finally:
+            with self._lock:
+                if slab is not None:
+                    # The one before too: the kernel's requests come in any order.
+                    self._slabs = (slab, *self._slabs[:1])
+                self._flight = None
+            flight.done.set()
+        return data[:size]
+
+    def _find(self, epoch: int, offset: int, size: int) -> bytes | None:
+        for slab in self._slabs:
+            part = slab.part(epoch, offset, size)
+            if part is not None:
+                self._next = max(self._next, offset + size)
+                return part
+        return None
+
+    def _follow(self, offset: int, size: int) -> int:
+        """How many bytes to fetch at `offset`: more than asked for, the longer reads follow."""
+        if abs(offset - self._next) <= _BUFFER_SLACK_BYTES and (offset or size >= _LARGE_BYTES):
             self._window = min(max(_BUFFER_FIRST_BYTES, self._window * 2), _BUFFER_MAX_BYTES)
         else:
             self._window = 0
         self._next = offset + size
         return max(size, self._window)
-
-    def keep(self, epoch: int, offset: int, data: bytes) -> None:
-        """`data` was read at `offset`, the file's epoch being `epoch` before."""
-        # The epoch last: `find` in another thread looks at it first.
-        self._epoch = -1
-        self._data, self._start = data, offset
-        self._epoch = epoch

@@ -313,16 +313,11 @@ class _Operations:
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
         handle = self._vfs.handle(fi.fh)
         self._gatherer.settle(handle.ino)
-        buffer = self._buffers[fi.fh]
-        found = buffer.find(handle, offset, size)
-        if found is not None:
-            return found
-        epoch = handle.file.epoch
-        data = self._bridge.run(self._read, handle, offset, buffer.wanted(offset, size))
-        if len(data) <= size:
-            return data
-        buffer.keep(epoch, offset, data)
-        return data[:size]
+
+        def fetch(start: int, length: int) -> bytes:
+            return self._bridge.run(self._read, handle, start, length)
+
+        return self._buffers[fi.fh].read(handle, offset, size, fetch, self._bridge.wait)
 
     async def _read(self, handle: FileHandle, offset: int, size: int) -> bytes:
         # fusepy copies from bytes only.
