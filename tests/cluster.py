@@ -47,7 +47,8 @@ def _die_with_parent() -> None:
 def environment(**more: str) -> dict[str, str]:
     """The test run's environment without its dfs settings, with `more`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DFS_")}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1", **more}
+    path = f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'fuse'}"
+    return {**kept, "PYTHONPATH": path, "NO_COLOR": "1", **more}
 
 
 def free_port() -> int:

@@ -58,6 +58,8 @@ _COMMANDS: Final = {
     "locate": "locating",
     "why": "explaining",
     "policy": "policies",
+    "mount": "mounting",
+    "umount": "mounting",
     "admin": "admin",
     "master": "daemons",
     "chunkserver": "daemons",

@@ -4,21 +4,17 @@ A settings type has a field for each flag, under the flag's name: that is the na
 file, and with DFS_ before it in the environment.
 """
 
-import faulthandler
-import logging
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 import typer
 
 from dfs.cli.arguments import examples
-from dfs.cli.connect import options
 from dfs.cli.failures import DONE
+from dfs.cli.logs import start_logging
 from dfs.core.config import Duration, Size, load_settings
 from dfs.core.errors import ConfigError, DfsError
-
-_LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class MasterSettings(msgspec.Struct, kw_only=True):
@@ -127,7 +123,7 @@ def master(
 
     from dfs.master.daemon import MasterConfig, run_master
 
-    _start_logging()
+    start_logging()
     trio.run(
         run_master,
         MasterConfig(
@@ -199,7 +195,7 @@ def chunkserver(
     from dfs.chunkserver.config import ChunkServerConfig
     from dfs.chunkserver.daemon import run_chunkserver
 
-    _start_logging()
+    start_logging()
     trio.run(
         run_chunkserver,
         ChunkServerConfig(
@@ -230,21 +226,3 @@ def _check_address(name: str, address: str, *, listening: bool = False) -> None:
         parse_address(address, listening=listening)
     except DfsError as error:
         raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
-
-
-def _start_logging() -> None:
-    """A server logs to stderr; whoever runs it keeps that."""
-    level = logging.INFO
-    if options.verbose:
-        level = logging.DEBUG
-    elif options.quiet:
-        level = logging.WARNING
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logger = logging.getLogger("dfs")
-    logger.handlers.clear()
-    logger.setLevel(level)
-    # What nobody foresaw has to be found in the log.
-    options.tracebacks = True
-    faulthandler.enable()

@@ -108,8 +108,13 @@ def _wait_gone(processes: list[ProcessId], timeout_s: float) -> list[ProcessId]:
 class Child:
     """A process started here, detached: it outlives the command that starts it."""
 
-    def __init__(self, arguments: list[str], *, log: Path, directory: Path) -> None:
-        """Run `dfs ARGUMENTS` in `directory`, its output appended to `log`."""
+    def __init__(
+        self, arguments: list[str], *, log: Path, directory: Path, keep: tuple[int, ...] = ()
+    ) -> None:
+        """Run `dfs ARGUMENTS` in `directory`, its output appended to `log`.
+
+        `keep`: descriptors that it gets under the same numbers.
+        """
         with log.open("ab") as output:
             self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dfs", *arguments],
@@ -119,6 +124,7 @@ class Child:
                 cwd=directory,
                 env=_environment(),
                 start_new_session=True,
+                pass_fds=keep,
             )
         ticks = _started_ticks(self._popen.pid)
         # A child that is dead already left a zombie of this pid until it is waited for.
@@ -127,6 +133,10 @@ class Child:
     def exit_status(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
         return self._popen.poll()
+
+    def wait(self) -> int:
+        """Its exit status, as soon as it has one."""
+        return self._popen.wait()
 
     def release(self) -> None:
         """Let it go: from now on nobody here waits for it."""
@@ -141,5 +151,6 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     if Path(root).name not in ("site-packages", "dist-packages"):
         rest = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{rest}" if rest else root
+        own = f"{root}{os.pathsep}{root}/fuse"
+        environment["PYTHONPATH"] = f"{own}{os.pathsep}{rest}" if rest else own
     return environment

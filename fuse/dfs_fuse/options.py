@@ -56,7 +56,7 @@ class MountOptions:
     """How long attributes and names are believed."""
     on_unavailable: str | None = None
     """None: as `ON_UNAVAILABLE` says, but a master that does not answer at all ends it soon."""
-    fsname: str = "dfs"
+    fsname: str = ""
     """What `df` and `mount` show as the device."""
     profile: bool = False
     """Say in the log, at the end, how often each operation was called, and how long it took."""
@@ -69,7 +69,11 @@ class MountOptions:
     @property
     def fuse_options(self) -> tuple[str, ...]:
         """Those for libfuse's `-o` that every driver wants; the driver adds its own."""
-        words = ["default_permissions", f"fsname={_escape(self.fsname)}", f"subtype={SUBTYPE}"]
+        words = [
+            "default_permissions",
+            f"fsname={_escape(self.fsname or SUBTYPE)}",
+            f"subtype={SUBTYPE}",
+        ]
         words.append("ro" if self.read_only else "rw")
         if self.allow_other:
             words.append("allow_other")
