@@ -1,5 +1,6 @@
 """`dfs dev`: a cluster on this machine, in one command."""
 
+import contextlib
 import shlex
 import signal
 import sys
@@ -14,10 +15,12 @@ import typer
 from dfs.cli import ports, render
 from dfs.cli.arguments import Json, examples
 from dfs.cli.devcluster import (
+    MOUNT,
     STOP_TIMEOUT_S,
     Definition,
     DevCluster,
     Member,
+    Running,
     accepts_connections,
     default_directory,
 )
@@ -73,6 +76,10 @@ def start_command(
     disks: Annotated[
         int, typer.Option(metavar="N", min=1, max=100, help="Disks of each new chunk server.")
     ] = 1,
+    mount: Annotated[
+        str | None,
+        typer.Option(metavar="POINT", help="Also mount it on this directory, until it stops."),
+    ] = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, and stop the cluster on Ctrl-C.")
     ] = False,
@@ -88,6 +95,7 @@ def start_command(
     with cluster.locked():
         definition = cluster.define(servers, disks, default_servers=DEFAULT_SERVERS)
         started = _start(cluster, definition, timeout_s=timeout)
+        _mount(cluster, definition, mount)
     if json:
         render.emit_json(msgspec.to_builtins(cluster.running()))
     else:
@@ -104,12 +112,40 @@ def _say_started(cluster: DevCluster, definition: Definition, started: list[str]
     )
     if started and len(started) <= count:
         print(f"Started: {', '.join(started)}")
+    if mounted := cluster.mount():
+        print(f"Mounted on {show(mounted.point)}")
     is_default = cluster.directory == default_directory()
     if not is_default:
         print(f"  export DFS_MASTER={definition.master.address}")
     where = "" if is_default else f" --dir {shlex.quote(str(cluster.directory))}"
     print("  dfs upload -r DIRECTORY /     then: dfs ls -l /, dfs admin status")
     print(f"  dfs dev stop{where}")
+
+
+def _mount(cluster: DevCluster, definition: Definition, path: str | None) -> None:
+    """Mount it on `path`, unless it is; also what was mounted and lost its process.
+
+    Raises:
+        DfsError: it cannot be mounted, or is mounted elsewhere.
+    """
+    mounted = cluster.mount()
+    if path is not None:
+        from dfs_fuse.mount_table import canonical
+
+        point = canonical(path)
+    elif mounted is not None:
+        point = mounted.point
+    else:
+        return
+    if mounted is not None and MOUNT in cluster.alive():
+        if mounted.point != point:
+            raise DfsError(
+                f"{cluster}: is mounted on {show(mounted.point)} already",
+                hint=f"`dfs umount {shlex.quote(mounted.point)}` first",
+            )
+        return
+    cluster.unmount()
+    cluster.start_mount(definition, point)
 
 
 def _start(cluster: DevCluster, definition: Definition, *, timeout_s: float) -> list[str]:
@@ -243,6 +279,8 @@ def _stay(cluster: DevCluster, *, talk: bool) -> int:
                 process = each.process(running.boot_id)
                 if process not in said and not is_running(process):
                     said.add(process)
+                    if each.role == MOUNT and cluster.mount() is None:
+                        continue  # unmounted by somebody
                     say(
                         f"{each.name} (pid {each.pid}) has ended; see {each.log}, and start it "
                         f"again with `dfs dev restart {each.name} --dir "
@@ -289,9 +327,16 @@ def restart_command(
     with cluster.locked():
         definition = cluster.require()
         members = {member.name: member for member in definition.members}
+        mounted = cluster.mount()
+        if name == MOUNT and mounted is not None:
+            cluster.unmount()
+            cluster.start_mount(definition, mounted.point)
+            print(f"Mounted on {show(mounted.point)} again.")
+            return DONE
         if name not in members:
+            known = [*members, MOUNT] if mounted else members
             raise ConfigError(
-                f"{show(name)}: no such process here", hint=f"there are {', '.join(members)}"
+                f"{show(name)}: no such process here", hint=f"there are {', '.join(known)}"
             )
         alive = cluster.alive()
         if process := alive.pop(name, None):
@@ -361,6 +406,8 @@ def status_command(directory: Directory = None, json: Json = False) -> int:
     definition = cluster.require()
     alive = cluster.alive()
     states = [_member_state(cluster, member, alive) for member in definition.members]
+    if mounted := cluster.mount():
+        states.append(_mount_state(mounted, alive))
     missing = [state["name"] for state in states if state["state"] != "running"]
     if json:
         render.emit_json(
@@ -400,6 +447,29 @@ def _member_state(
     }
 
 
+def _mount_state(mounted: Running, alive: dict[str, ProcessId]) -> dict[str, Any]:
+    from dfs_fuse.about import ask
+
+    process = alive.get(MOUNT)
+    state = "stopped"
+    if process is not None:
+        state = "not serving"
+        with contextlib.suppress(OSError):
+            if ask(mounted.point, _ASK_TIMEOUT_S).pid == process.pid:
+                state = "running"
+    return {
+        "name": mounted.name,
+        "role": mounted.role,
+        "state": state,
+        "pid": process.pid if process else None,
+        "address": "",
+        "point": mounted.point,
+        "memory": memory_bytes(process.pid) if process else None,
+        "disks": [],
+        "log": mounted.log,
+    }
+
+
 def memory_bytes(pid: int) -> int | None:
     """Resident bytes of a process; None where it is gone."""
     try:
@@ -418,7 +488,7 @@ def _print_states(states: Iterable[dict[str, Any]]) -> None:
             state["name"],
             state["state"],
             str(state["pid"] or "-"),
-            state["address"],
+            state["address"] or show(state["point"]),
             render.human(state["memory"]) if state["memory"] else "-",
             show(state["log"]),
         ]

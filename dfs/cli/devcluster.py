@@ -18,9 +18,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from dfs.cli import ports
+from dfs.cli import mount_process, ports
+from dfs.cli.failures import say
 from dfs.cli.names import show
-from dfs.cli.process import Child, ProcessId, is_running, stop
+from dfs.cli.process import Child, ProcessId, boot_id, is_running, stop
 from dfs.core.errors import ConfigError, DfsError
 
 STOP_TIMEOUT_S: Final = 15.0
@@ -29,7 +30,10 @@ _LOG_MAX_BYTES: Final = 8 * 1024 * 1024
 _LOG_LINES: Final = 8
 _FORMAT: Final = 1
 
-Role = Literal["master", "chunkserver"]
+MOUNT: Final = "mount"
+"""The name of the mount among the processes, and its role."""
+
+Role = Literal["master", "chunkserver", "mount"]
 
 
 class Member(msgspec.Struct):
@@ -68,6 +72,8 @@ class Running(msgspec.Struct):
     started_ticks: int
     log: str
     disks: list[str] = []
+    point: str = ""
+    """Where a mount is."""
 
     def process(self, boot: str) -> ProcessId:
         return ProcessId(self.pid, self.started_ticks, boot)
@@ -248,22 +254,23 @@ class DevCluster:
             for member in definition.members
             if member.name in processes
         ]
+        entries += self._mounts_of_this_boot()
         if not entries:
             self._running_file.unlink(missing_ok=True)
             return
-        boot = next(iter(processes.values())).boot_id
-        document = RunningCluster(definition.master.address, boot, entries)
+        document = RunningCluster(definition.master.address, boot_id(), entries)
         self._replace(self._running_file, document)
 
     def stop(self) -> list[str]:
-        """Stop what runs: the chunk servers, then the master. Returns the names that ran.
+        """Stop what runs: the mount, the chunk servers, the master. Returns the names that ran.
 
-        Servers say goodbye to a master that is still there.
+        Each says goodbye to those that come after it.
         """
         found = self.running()
         if found is None:
             return []
         alive = found.alive()
+        self.unmount()
         for role in ("chunkserver", "master"):
             names = [each.name for each in found.processes if each.role == role]
             stop([alive[name] for name in names if name in alive], timeout_s=STOP_TIMEOUT_S)
@@ -283,6 +290,61 @@ class DevCluster:
         if not left:
             self.directory.rmdir()
         return left
+
+    # -------------------------------------------------------------- the mount
+
+    def mount(self) -> Running | None:
+        """The mount of this cluster, also a dead one; None where there is none, or no longer."""
+        found = self.running()
+        for each in found.processes if found else []:
+            if each.role == MOUNT and found is not None:
+                runs = is_running(each.process(found.boot_id))
+                if runs or self._is_mounted(found.master, each.point):
+                    return each
+        return None
+
+    def _is_mounted(self, master: str, point: str) -> bool:
+        from dfs_fuse.mount_table import mounted_at
+
+        mounted = mounted_at(point)
+        return mounted is not None and mounted.is_dfs and mounted.source == f"{master}:/"
+
+    def start_mount(self, definition: Definition, point: str) -> None:
+        """Mount the cluster at `point`, and put it into cluster.json. Its servers run.
+
+        Raises:
+            DfsError: it cannot be mounted.
+        """
+        master = definition.master.address
+        log = self.log_file(MOUNT)
+        process = mount_process.start(master, point, log, [])
+        document = self.running() or RunningCluster(master, process.boot_id, [])
+        document.processes = [each for each in document.processes if each.role != MOUNT]
+        document.processes.append(
+            Running(MOUNT, MOUNT, process.pid, "", process.started_ticks, str(log), point=point)
+        )
+        self._replace(self._running_file, document)
+
+    def unmount(self) -> None:
+        """End the mount, if there is one, whoever uses it; flush it first, if that can be."""
+        from dfs_fuse.unmount import unmount
+
+        found = self.mount()
+        if found is None:
+            return
+        try:
+            note = unmount(found.point, force=True, timeout_s=STOP_TIMEOUT_S).note
+        except DfsError as error:
+            # Whatever is wrong with it, the servers are to be stopped.
+            note = str(error)
+        if note:
+            say(f"{show(found.point)}: {note.rstrip('; ')}")
+
+    def _mounts_of_this_boot(self) -> list[Running]:
+        found = self.running()
+        if found is None or found.boot_id != boot_id():
+            return []
+        return [each for each in found.processes if each.role == MOUNT]
 
     # -------------------------------------------------------------- places
 

@@ -200,6 +200,8 @@ def umount(
     """
     from dfs_fuse.unmount import unmount
 
+    point = os.path.abspath(point)
+    os.chdir("/")  # where we stand must not be what keeps it busy
     done = unmount(point, lazy=lazy, force=force, timeout_s=timeout)
     if done.was_dead:
         print(f"Cleared {show(done.point)}: the process of that mount had gone.")
