@@ -24,6 +24,7 @@ from dfs_fuse.caller import Caller
 from dfs_fuse.complaints import Complaints
 from dfs_fuse.handles import FileHandle
 from dfs_fuse.interrupts import Interrupts
+from dfs_fuse.kernel_clock import means_now
 from dfs_fuse.options import MountOptions
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
@@ -159,14 +160,18 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
+        atime_now = fields.update_atime and means_now(attr.st_atime_ns)
+        mtime_now = fields.update_mtime and means_now(attr.st_mtime_ns)
         change = SetAttr(
             self._ino(inode),
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime and not atime_now else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime and not mtime_now else None,
+            atime_now=atime_now,
+            mtime_now=mtime_now,
         )
         return self._entry(
             await self._do("setattr", ctx.pid, self._vfs.setattr, change, _caller(ctx))
