@@ -17,7 +17,7 @@ from dfs.client.block_cache import Block
 from dfs.client.meta import Meta
 from dfs.client.reports import Reports
 from dfs.client.resolver import Resolver, Source
-from dfs.client.retry import worth_retrying
+from dfs.client.retry import Patience, worth_retrying
 from dfs.core.block import (
     CODEC_RAW,
     HEADER_BYTES,
@@ -50,6 +50,9 @@ _TICK_S: Final = 1e-6
 """Too short to wait for: added to the time of day, less is lost in rounding, and no time passes."""
 _HEDGE_SHARE: Final = 0.05
 _HEDGE_SAVED_MAX: Final = 10.0
+_GIVEN_UP_S: Final = 30.0
+"""So long servers that were waited for in vain are asked once and not waited for."""
+_GIVEN_UP_MAX: Final = 256
 _PATIENCE_S: Final = 2.0
 """After so long another source is asked, whatever it costs."""
 
@@ -80,12 +83,15 @@ class Fetcher:
         self._workers = workers
         self._reports = reports
         self._hedges = _HEDGE_SAVED_MAX
+        self._given_up: dict[frozenset[str], float] = {}
+        """Servers that were waited for in vain, together, and until when that counts."""
 
     async def fetch(self, chunk_id: ChunkId, offset: int, length: int) -> list[Slab]:
         """The blocks that overlap raw [offset, offset + length); at most FETCH_MAX_BYTES.
 
         Together they cover the range; their order is not defined. Waits for servers that are
-        away as `on_unavailable` says.
+        away as `on_unavailable` says; but whoever finds the same servers away soon after others
+        have waited for them in vain does not wait as well, once for each of a thousand files.
 
         Raises:
             StaleExtentError: no file refers to the chunk any more.
@@ -111,8 +117,21 @@ class Fetcher:
                 return slabs
             error = attempt.failure()
             if layout == known and worth_retrying(error):
-                await patience.pause(error)
+                await self._wait_for(attempt.away, patience, error)
             known = layout
+
+    async def _wait_for(self, away: frozenset[str], patience: Patience, error: DfsError) -> None:
+        """Pause before the next try; raises `error` where time is up, or was up for others."""
+        now = trio.current_time()
+        if self._given_up.get(away, -math.inf) > now:
+            raise error
+        try:
+            await patience.pause(error)
+        except DfsError:
+            if len(self._given_up) >= _GIVEN_UP_MAX:
+                self._given_up.clear()
+            self._given_up[away] = now + _GIVEN_UP_S
+            raise
 
     def take_hedge(self) -> bool:
         """Whether one more request may be sent to save time: a twentieth of all, and a reserve."""
@@ -321,6 +340,15 @@ class _Attempt:
         """From the first to the last byte that cannot be had yet."""
         headers = [group.header for group in self._groups.values() if self._usable(group)]
         return _covers(headers, self._offset, self._end)
+
+    @property
+    def away(self) -> frozenset[str]:
+        """Addresses of the servers that could not be reached."""
+        return frozenset(
+            source.disk.address
+            for source, error in self._errors.items()
+            if isinstance(error, UnavailableError)
+        )
 
     def failure(self) -> DfsError:
         """Why the attempt failed: which disks were tried, and what each answered."""

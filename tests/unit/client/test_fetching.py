@@ -106,3 +106,30 @@ async def test_many_reports_reach_the_master_in_requests_that_it_takes(
             client.reports.add(chunk, 1, "missing")
         await trio.sleep(5)
         assert sum(sent) == 3000
+
+
+@pytest.mark.allow_logs("")
+async def test_servers_waited_for_in_vain_are_not_waited_for_once_for_each_chunk(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path, servers=1, on_unavailable="wait:60s") as (world, client):
+        for number in range(20):
+            async with world.client(f"writer {number}") as writer:
+                await writer.write_file(f"/{number}", b"x" * 5000)
+        await world.crash("cs1")
+        began = trio.current_time()
+        for number in range(20):
+            with pytest.raises(OSError, match="needs a good copy"):
+                await client.read_file(f"/{number}")
+        assert 60 <= trio.current_time() - began < 90
+        await world.start_host("cs1")
+        await trio.sleep(5)
+        assert await client.read_file("/3") == b"x" * 5000
+        # Later it is waited for as ever.
+        await world.crash("cs1")
+        client.cache.clear()
+        await trio.sleep(60)
+        began = trio.current_time()
+        with pytest.raises(OSError, match="needs a good copy"):
+            await client.read_file("/3")
+        assert trio.current_time() - began >= 60
