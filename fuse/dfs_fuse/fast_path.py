@@ -8,7 +8,7 @@ read is used only while the file's `epoch` is the one it was read at.
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -20,10 +20,14 @@ from dfs_fuse.vfs import Vfs
 
 GATHER_BYTES: Final = 1024 * 1024
 GATHER_PARTS: Final = 256
+GATHER_ALL_BYTES: Final = 32 * 1024 * 1024
+"""With so much gathered for all files, what is written goes over at once."""
 GATHER_S: Final = 1.0
 """How long a write is kept here at most."""
 _BUFFER_FIRST_BYTES: Final = 256 * 1024
 _BUFFER_MAX_BYTES: Final = 1024 * 1024
+_BUFFERS_BYTES: Final = 32 * 1024 * 1024
+"""What the buffers of all handles hold together; those used longest ago go first."""
 _BUFFER_SLACK_BYTES: Final = 256 * 1024
 """So far from where the last read ended, a read still follows it."""
 _LARGE_BYTES: Final = 64 * 1024
@@ -55,7 +59,8 @@ class WriteGatherer:
         self._vfs = vfs
         self._gathered: dict[InodeId, _Gathered] = {}
         self._guard = threading.Lock()
-        """Of the table; never held across a hop."""
+        """Of the table and the sum; never held across a hop."""
+        self._bytes = 0
 
     def write(self, handle: FileHandle, offset: int, data: bytes) -> None:
         """Take bytes to be written through `handle`.
@@ -71,13 +76,18 @@ class WriteGatherer:
         try:
             with gathered.lock:
                 full = gathered.size >= GATHER_BYTES or len(gathered.parts) >= GATHER_PARTS
-                if gathered.parts and (full or gathered.handle is not handle):
+                crowded = self._bytes >= GATHER_ALL_BYTES
+                if gathered.parts and (full or crowded or gathered.handle is not handle):
                     self._send(gathered)
+                if crowded:
+                    parts = deque([(offset, data)])
+                    self._bridge.run(self._vfs.write_parts, handle, parts)
+                    return
                 gathered.handle = handle
                 if not gathered.parts:
                     gathered.since = time.monotonic()
                 gathered.parts.append((offset, data))
-                gathered.size += len(data)
+                self._count(gathered, gathered.size + len(data))
         finally:
             self._leave(handle.ino, gathered)
 
@@ -101,8 +111,10 @@ class WriteGatherer:
         """The handle's last descriptor is gone: what could not be written is lost."""
         with self._guard:
             gathered = self._gathered.get(handle.ino)
-            if gathered is not None and gathered.handle is handle:
-                del self._gathered[handle.ino]
+            if gathered is None or gathered.handle is not handle:
+                return
+            del self._gathered[handle.ino]
+        self._count(gathered, 0)
 
     def holds(self, ino: InodeId) -> bool:
         """Whether something waits here to go over."""
@@ -122,7 +134,12 @@ class WriteGatherer:
         try:
             self._bridge.run(self._vfs.write_parts, gathered.handle, gathered.parts)
         finally:
-            gathered.size = sum(len(data) for _, data in gathered.parts)
+            self._count(gathered, sum(len(data) for _, data in gathered.parts))
+
+    def _count(self, gathered: _Gathered, size: int) -> None:
+        with self._guard:
+            self._bytes += size - gathered.size
+        gathered.size = size
 
     def _leave(self, ino: InodeId, gathered: _Gathered) -> None:
         with self._guard:
@@ -222,6 +239,16 @@ class ReadBuffer:
             flight.done.set()
         return data[:size]
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory it takes."""
+        return sum(len(slab.data) for slab in self._slabs)
+
+    def drop(self) -> None:
+        """Hold nothing: others need the memory."""
+        with self._lock:
+            self._slabs = ()
+
     def _find(self, epoch: int, offset: int, size: int) -> bytes | None:
         for slab in self._slabs:
             part = slab.part(epoch, offset, size)
@@ -238,3 +265,53 @@ class ReadBuffer:
             self._window = 0
         self._next = offset + size
         return max(size, self._window)
+
+
+class ReadBuffers:
+    """Those of all handles, in bounded memory. Owned by the driver; used by FUSE's threads."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, ReadBuffer] = {}
+        self._lock = threading.Lock()
+        """Of what follows."""
+        self._held: OrderedDict[int, int] = OrderedDict()
+        """Bytes by handle, the one that fetched last at the end."""
+        self._held_bytes = 0
+
+    def open(self, number: int) -> None:
+        """The handle of that number may be read from now on."""
+        self._buffers[number] = ReadBuffer()
+
+    def close(self, number: int) -> None:
+        """No reads follow."""
+        if self._buffers.pop(number, None) is not None:
+            self._hold(number, 0)
+
+    def read(
+        self,
+        handle: FileHandle,
+        offset: int,
+        size: int,
+        fetch: Callable[[int, int], bytes],
+        wait: Callable[[threading.Event], None],
+    ) -> bytes:
+        """See `ReadBuffer.read`."""
+        buffer = self._buffers[handle.number]
+        before = buffer.held_bytes
+        data = buffer.read(handle, offset, size, fetch, wait)
+        if buffer.held_bytes != before:
+            self._hold(handle.number, buffer.held_bytes)
+        return data
+
+    def _hold(self, number: int, size: int) -> None:
+        with self._lock:
+            self._held_bytes -= self._held.pop(number, 0)
+            if size and number in self._buffers:
+                self._held[number] = size
+                self._held_bytes += size
+            while self._held_bytes > _BUFFERS_BYTES:
+                oldest, held = self._held.popitem(last=False)
+                self._held_bytes -= held
+                buffer = self._buffers.get(oldest)
+                if buffer is not None:
+                    buffer.drop()

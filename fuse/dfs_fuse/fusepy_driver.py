@@ -21,7 +21,7 @@ from dfs.wire.messages import SetAttr, XattrMode
 from dfs_fuse.bridge import Bridge
 from dfs_fuse.caller import Caller
 from dfs_fuse.complaints import Complaints
-from dfs_fuse.fast_path import GATHER_S, ReadBuffer, WriteGatherer
+from dfs_fuse.fast_path import GATHER_S, ReadBuffers, WriteGatherer
 from dfs_fuse.handles import FileHandle
 from dfs_fuse.hidden_names import HiddenNames
 from dfs_fuse.options import MountOptions
@@ -107,7 +107,7 @@ class _Operations:
         self._context = context
         self._hidden = HiddenNames()
         self._gatherer = WriteGatherer(bridge, vfs)
-        self._buffers: dict[int, ReadBuffer] = {}
+        self._buffers = ReadBuffers()
         self._complaints = Complaints()
 
     def __call__(self, name: str, *args: Any) -> Any:
@@ -307,7 +307,7 @@ class _Operations:
         fi.fh = handle.number
         fi.keep_cache = handle.keep_cache
         if handle.readable:
-            self._buffers[handle.number] = ReadBuffer()
+            self._buffers.open(handle.number)
         return 0
 
     def read(self, path: str | None, size: int, offset: int, fi: Any) -> bytes:
@@ -317,7 +317,7 @@ class _Operations:
         def fetch(start: int, length: int) -> bytes:
             return self._bridge.run(self._read, handle, start, length)
 
-        return self._buffers[fi.fh].read(handle, offset, size, fetch, self._bridge.wait)
+        return self._buffers.read(handle, offset, size, fetch, self._bridge.wait)
 
     async def _read(self, handle: FileHandle, offset: int, size: int) -> bytes:
         # fusepy copies from bytes only.
@@ -345,7 +345,7 @@ class _Operations:
 
     def release(self, path: str | None, fi: Any) -> None:
         handle = self._vfs.handle(fi.fh)
-        self._buffers.pop(fi.fh, None)
+        self._buffers.close(fi.fh)
         try:
             self._gatherer.settle(handle.ino)
         finally:
