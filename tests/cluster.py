@@ -38,6 +38,7 @@ START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 15.0
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+_ports_given: set[int] = set()
 
 
 def _die_with_parent() -> None:
@@ -52,14 +53,17 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port nobody uses, outside the range of outgoing connections, so it stays free."""
+    """A port nobody uses or was given, outside the range of outgoing connections: stays free."""
     for _ in range(200):
         port = random.SystemRandom().randrange(15000, 32000)
+        if port in _ports_given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _ports_given.add(port)
             return port
     raise RuntimeError("no free port found")
 
