@@ -17,6 +17,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from dfs.core.errors import FileSystemError, refuse
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import SetAttr, XattrMode
@@ -78,6 +79,10 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         """The process that opened each file handle."""
         self._told: dict[InodeId, int] = {}
         """Of files open to append and to map: how long the kernel believes them to be."""
+        self._stand_ins: dict[int, _StandIn] = {}
+        """What the kernel's inodes mean whose files were replaced just before they were opened."""
+        self._stood_in: dict[int, int] = {}
+        """The kernel's inode of each file handle of those."""
 
     def init(self) -> None:
         self._ready()
@@ -107,7 +112,10 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     def _ino(self, number: int) -> InodeId:
         """The cluster's number of the kernel's inode."""
-        return self._vfs.root if number == KERNEL_ROOT else number
+        if number == KERNEL_ROOT:
+            return self._vfs.root
+        stand_in = self._stand_ins.get(number)
+        return number if stand_in is None else stand_in.ino
 
     def _entry(self, inode: Inode) -> EntryAttributes:
         ttl_s = self._vfs.attr_cache_s
@@ -150,7 +158,8 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         return
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(await self._do("getattr", ctx.pid, self._vfs.getattr, self._ino(inode)))
+        function = _of_inode(self._vfs.getattr)
+        return self._entry(await self._do("getattr", ctx.pid, function, self._ino(inode)))
 
     async def setattr(
         self,
@@ -174,7 +183,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
             mtime_now=mtime_now,
         )
         return self._entry(
-            await self._do("setattr", ctx.pid, self._vfs.setattr, change, _caller(ctx))
+            await self._do("setattr", ctx.pid, _of_inode(self._vfs.setattr), change, _caller(ctx))
         )
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -275,12 +284,26 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     # ---------------------------------------------------------------- files
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        ino = self._ino(inode)
-        handle = await self._do("open", ctx.pid, self._vfs.open, ino, flags, _caller(ctx))
+        handle = await self._do("open", ctx.pid, self._open, inode, flags, _caller(ctx))
         if not handle.keep_cache:
             # The kernel may believe an older size for a moment yet, and would cut reads at it.
             _forget_attributes(inode)
         return self._opened(handle, ctx)
+
+    async def _open(self, inode: int, flags: int, caller: Caller) -> FileHandle:
+        while True:
+            handle = await self._vfs.open_following(self._ino(inode), flags, caller)
+            if handle.ino == self._ino(inode):
+                break
+            if inode not in self._stand_ins:
+                self._stand_ins[inode] = _StandIn(handle.ino)
+                break
+            # Another open was quicker to find what stands in: one inode has one content.
+            await self._vfs.release(handle)
+        if inode in self._stand_ins:
+            self._stand_ins[inode].handles += 1
+            self._stood_in[handle.number] = inode
+        return handle
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
@@ -342,7 +365,14 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def release(self, fh: int) -> None:
         self._openers.pop(fh, None)
-        await self._do("release", 0, self._release, fh)
+        inode = self._stood_in.pop(fh, None)
+        try:
+            await self._do("release", 0, self._release, fh)
+        finally:
+            if inode is not None:
+                self._stand_ins[inode].handles -= 1
+                if not self._stand_ins[inode].handles:
+                    del self._stand_ins[inode]
 
     async def _release(self, fh: int) -> None:
         handle = self._vfs.handle(fh)
@@ -422,6 +452,30 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         await self._do(
             "removexattr", ctx.pid, self._vfs.removexattr, self._ino(inode), name, _caller(ctx)
         )
+
+
+class _StandIn:
+    """The file that has the name of one that is gone, for as long as it is open by that inode."""
+
+    __slots__ = ("handles", "ino")
+
+    def __init__(self, ino: InodeId) -> None:
+        self.ino = ino
+        self.handles = 0
+
+
+def _of_inode(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Says ESTALE of an inode that is gone, upon which the kernel looks its name up again."""
+
+    async def ask(*args: Any) -> T:
+        try:
+            return await function(*args)
+        except FileSystemError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise refuse(errno.ESTALE, "an inode that is gone") from error
+
+    return ask
 
 
 def _caller(ctx: RequestContext) -> Caller:

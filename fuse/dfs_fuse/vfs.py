@@ -38,6 +38,10 @@ _READDIR_PAGE: Final = 1000
 _SMALL_BYTES: Final = 128 * 1024
 """A file up to this size is fetched as a whole when it is opened to be read."""
 _VERSIONS_MAX: Final = 100_000
+_RENAME_EXCHANGE: Final = 2
+_LOST_MAX: Final = 1000
+_REPLACED_MAX: Final = 16
+"""So often an open follows a name that others keep giving to new files."""
 _FRESH_S: Final = 0.02
 """A name that the master gave so short a time ago is not asked for again by an open."""
 
@@ -78,6 +82,8 @@ class Vfs:
         """The version of each file that the kernel's pages are of."""
         self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """How each inode was last found, and when; in pyfuse3 an open names no name."""
+        self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
+        """The same of inodes that an open has found to be something else by now."""
         client.files.on_commit = self._committed
 
     # ---------------------------------------------------------------- what is believed
@@ -290,12 +296,22 @@ class Vfs:
         """`flags` as renameat2(2) has them: NOREPLACE and EXCHANGE, else EINVAL."""
         self._check_writable()
         cred = self._credentials.of(caller)
+        moved = self.cache.child(parent, name)
+        exchanged = self.cache.child(new_parent, new_name)
         try:
             await self._meta.rename(parent, name, new_parent, new_name, flags, cred=cred)
+            self._renamed(moved, new_parent, new_name)
+            if flags & _RENAME_EXCHANGE:
+                self._renamed(exchanged, parent, name)
         finally:
             for directory, entry in ((parent, name), (new_parent, new_name)):
                 self._replaced(directory, entry)
                 self.cache.forget(directory)
+
+    def _renamed(self, ino: InodeId | None, parent: InodeId, name: bytes) -> None:
+        """The kernel knows the inode by this name from now on, and does not look it up."""
+        if ino is not None and ino in self._names:
+            self._names[ino] = (parent, name, time.monotonic())
 
     async def setattr(self, change: SetAttr, caller: Caller) -> Inode:
         """chmod, chown, truncate, utimens: after what was written before.
@@ -359,7 +375,9 @@ class Vfs:
         try:
             if check is not None:
                 await check.done.wait()
-            if (check is not None and check.stale) or (file.inode.nlink == 0 and file.handles == 1):
+            if (check is not None and check.stale) or (
+                file.inode.nlink == 0 and not self._is_open(ino)
+            ):
                 self._disbelieve(ino)
                 raise refuse(errno.ESTALE, f"inode {ino}")
             self._learn(file.inode)
@@ -375,6 +393,42 @@ class Vfs:
         if handle.readable and 0 < file.inode.size <= _SMALL_BYTES and not handle.keep_cache:
             self._nursery.start_soon(self._fetch_small, file)
         return handle
+
+    async def open_following(self, ino: InodeId, flags: int, caller: Caller) -> FileHandle:
+        """As `open`, for a driver by inodes: the kernel looks again only once after ESTALE.
+
+        Where a file that is gone was to be read, the one that has its name now is opened instead;
+        the handle says which. So a file that others keep replacing by rename is always there.
+        """
+        wanted = ino
+        for _ in range(_REPLACED_MAX):
+            found = self._names.get(ino, self._lost.get(ino))
+            try:
+                return await self.open(ino, flags, caller)
+            except FileSystemError as error:
+                only_read = flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
+                if error.errno != errno.ESTALE or found is None or not only_read:
+                    raise
+                if self._is_open(wanted) or not await self._is_gone(wanted):
+                    raise
+                inode = await self.lookup(found[0], found[1], caller)
+                if not inode.is_file:
+                    raise
+                ino = inode.ino
+        raise refuse(errno.ESTALE, f"inode {wanted}")
+
+    def _is_open(self, ino: InodeId) -> bool:
+        """Whether a program has it open here; an open that is under way does not count."""
+        return any(handle.ino == ino for handle in self._handles.values())
+
+    async def _is_gone(self, ino: InodeId) -> bool:
+        """Whether no name leads to it any more."""
+        try:
+            return (await self._meta.get_inode(ino)).nlink == 0
+        except FileSystemError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return True
 
     def _start_check(self, ino: InodeId) -> "_NameCheck | None":
         """Ask whether the inode still has the name it was found by, unless that is just known.
@@ -409,8 +463,12 @@ class Vfs:
 
     def _disbelieve(self, ino: InodeId) -> None:
         found = self._names.pop(ino, None)
-        if found is not None and self.cache.child(found[0], found[1]) == ino:
-            self.cache.forget_name(found[0], found[1])
+        if found is not None:
+            self._lost[ino] = found
+            if len(self._lost) > _LOST_MAX:
+                self._lost.popitem(last=False)
+            if self.cache.child(found[0], found[1]) == ino:
+                self.cache.forget_name(found[0], found[1])
         self.cache.forget(ino)
 
     async def _fetch_small(self, file: OpenFile) -> None:
