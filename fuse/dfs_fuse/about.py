@@ -8,11 +8,14 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from dfs.core.errors import DfsError
+from dfs_fuse.mount_table import Mount
 
 T = TypeVar("T")
 
@@ -57,6 +60,22 @@ def ask(point: str, timeout_s: float = ASK_S) -> About:
         return msgspec.json.decode(found, type=About)
     except msgspec.DecodeError:
         raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), point) from None
+
+
+def process_behind(mounted: Mount) -> int | None:
+    """The pid that the kernel knows, of a mount that cannot say it; None where it is not shown.
+
+    Newer kernels tell it, and only to root or the same user.
+    """
+    wanted = f"fuse_connection:\t{mounted.minor}".encode()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link) == "/dev/fuse":
+                process = link.parent.parent
+                lines = (process / "fdinfo" / link.name).read_bytes().splitlines()
+                if wanted in lines:
+                    return int(process.name)
+    return None
 
 
 def within(timeout_s: float, function: Callable[[], T]) -> T:

@@ -6,8 +6,9 @@ then everything that was written is flushed. Called by the command line only.
 - pyfuse3: all of it on trio, in the main thread.
 - fusepy: libfuse's loop in the main thread, which gets the signals; trio in a second one.
 
-SIGTERM, SIGINT and SIGHUP unmount; one more of them, while what was written is being flushed, ends
-the process at once. SIGUSR1 writes the profile to the log.
+SIGTERM, SIGINT and SIGHUP unmount. While what was written is being flushed, one of them is only
+noted in the log (it may come from whoever has just unmounted), a second ends the process at once.
+SIGUSR1 writes the profile to the log.
 """
 
 import errno
@@ -19,7 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn
+from typing import Final
 
 import msgspec
 import trio
@@ -165,11 +166,21 @@ def _report(vfs: Vfs) -> None:
     log.info("%s", vfs.profile.report())
 
 
-def _give_up(number: int, *_: object) -> NoReturn:
-    """A second signal: whoever sends it does not want to wait any longer."""
-    log.error("stopped while flushing: what was not yet stored is lost")
-    logging.shutdown()
-    os._exit(128 + number)
+class _Impatience:
+    """Counts the signals that come while what was written is being flushed."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, number: int, *_: object) -> None:
+        """One came. The second ends the process."""
+        if not self._warned:
+            self._warned = True
+            log.warning("still storing what was written; one more signal ends that, and loses it")
+            return
+        log.error("stopped by a signal: what was not yet stored is lost")
+        logging.shutdown()
+        os._exit(128 + number)
 
 
 # ---------------------------------------------------------------- pyfuse3: all on trio
@@ -217,6 +228,7 @@ class _OnTrio:
                 _report(self._vfs)
 
     async def _heed_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        impatience = _Impatience()
         with trio.open_signal_receiver(*_STOP, _PROFILE) as numbers:
             task_status.started()
             async for number in numbers:
@@ -224,7 +236,7 @@ class _OnTrio:
                     if self._vfs is not None:
                         _report(self._vfs)
                 elif self._scope is None or self._scope.cancel_called:
-                    _give_up(number)
+                    impatience(number)
                 else:
                     self._scope.cancel()
 
@@ -274,8 +286,9 @@ class _Beside:
                     raise self._not_mounted() from error
                 finally:
                     self._unmounted = True
+                    impatience = _Impatience()
                     for number in _STOP:
-                        signal.signal(number, _give_up)
+                        signal.signal(number, impatience)
                 self._in_trio(self._end.set)
             except BaseException:
                 self._in_trio(self._scope.cancel)

@@ -184,5 +184,6 @@ _VALUES: Final[dict[str, tuple[str, str, Callable[[str], Any]]]] = {
 
 
 def _escape(text: str) -> str:
-    """libfuse splits its options at commas that no backslash precedes."""
+    """libfuse splits its options at commas that no backslash precedes; pyfuse3 wants ASCII."""
+    text = text.encode("ascii", "backslashreplace").decode("ascii")
     return text.replace("\\", "\\\\").replace(",", "\\,")

@@ -1,7 +1,8 @@
 """Ends a mount: flushes it, unmounts it, waits for its process. Also clears what a dead one left.
 
-The mount itself says which process it is (`about`). A process is held by a descriptor (pidfd)
-that was opened while its mount answered, so that no other is waited for or signalled.
+The mount itself says which process it is (`about`); the kernel says it of one that cannot. It is
+held by a descriptor (pidfd) from before the end of its mount, so that no other is waited for or
+signalled.
 """
 
 import ctypes
@@ -18,7 +19,15 @@ from typing import Final
 
 from dfs.core.errors import DfsError
 from dfs_fuse import busy
-from dfs_fuse.about import ASK_S, About, NoAnswerError, ask, own_pid_namespace, within
+from dfs_fuse.about import (
+    ASK_S,
+    About,
+    NoAnswerError,
+    ask,
+    own_pid_namespace,
+    process_behind,
+    within,
+)
 from dfs_fuse.mount_table import Mount, canonical, mounted_at, mounts, shown
 from dfs_fuse.preconditions import fusermount
 
@@ -58,33 +67,59 @@ def unmount(
     point = canonical(path)
     mounted = _require_dfs(point)
     try:
-        about = ask(point, ASK_S)
-    except NoAnswerError:
-        if not force:
-            raise DfsError(
-                f"{shown(point)}: the mount does not answer",
-                errno=errno.ETIMEDOUT,
-                hint="its servers may be down, or its process stopped; --force ends it all the "
-                "same, and loses what it has not yet stored",
-            ) from None
-        about = None
-        _abort(mounted)
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            _detach(point, lazily=True)
-            return Unmounted(point, was_dead=True)
-        # Another user's: root may unmount it, and may not look into it.
-        about = None
-    with _process(about) as process:
-        note = _flush(point, about, force=force, timeout_s=timeout_s)
+        about = _ask(mounted, force=force, timeout_s=timeout_s)
+    except _DeadError:
+        _detach(point, lazily=True)
+        return Unmounted(point, was_dead=True)
+    log = f"see {about.log}; " if about is not None and about.log else ""
+    with _process(mounted, about) as process:
+        note = "" if about is None else _flush(point, log, force=force, timeout_s=timeout_s)
         users = _detach_live(point, lazy=lazy, force=force)
         if users and not force:
             return Unmounted(point, note=f"it is out of sight, and ends when this does: {users}")
         if process is not None:
-            note += _await_end(process, point, about, force=force, timeout_s=timeout_s)
+            if users:
+                process.signal(signal.SIGTERM)
+            note += _await_end(process, point, log, force=force, timeout_s=timeout_s)
     if users:
         note += f"it was busy: {users}"
     return Unmounted(point, note=note)
+
+
+class _DeadError(Exception):
+    """The mount's process has gone."""
+
+
+def _ask(mounted: Mount, *, force: bool, timeout_s: float) -> About | None:
+    """What the mount says of itself; None where it need not say anything.
+
+    Raises:
+        DfsError: it cannot answer, and without `force` that is the end.
+    """
+    name = shown(mounted.point)
+    hint = "try again when the servers are back, or --force, which loses what is not yet stored"
+    try:
+        return ask(mounted.point, min(ASK_S, timeout_s))
+    except NoAnswerError:
+        if not force:
+            raise DfsError(
+                f"{name}: the mount does not answer: its servers are down, or its process is "
+                "stopped; it stays mounted",
+                errno=errno.ETIMEDOUT,
+                hint=hint,
+            ) from None
+        _abort(mounted)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise _DeadError from None
+        # EACCES: another user's, which root may unmount and may not look into.
+        if error.errno != errno.EACCES and not force:
+            raise DfsError(
+                f"{name}: the mount answers with an error ({error.strerror}), and stays mounted",
+                errno=error.errno,
+                hint=hint,
+            ) from None
+    return None
 
 
 def _require_dfs(point: str) -> Mount:
@@ -114,11 +149,8 @@ def _abort(mounted: Mount) -> None:
 # ---------------------------------------------------------------- flushing
 
 
-def _flush(point: str, about: About | None, *, force: bool, timeout_s: float) -> str:
+def _flush(point: str, log: str, *, force: bool, timeout_s: float) -> str:
     """Have the mount store all that it holds. Returns what to tell, where that was forgone."""
-    if about is None:
-        return ""
-    log = f"see {about.log}; " if about.log else ""
     try:
         within(timeout_s, lambda: _sync(point))
     except NoAnswerError:
@@ -219,52 +251,55 @@ def _detach(point: str, *, lazily: bool) -> None:
 # ---------------------------------------------------------------- its process
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """The mount's process, held by a descriptor: no other gets its number meanwhile."""
+
+    pid: int
+    descriptor: int
+
+    def signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.descriptor, number)
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """Wait for it."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+
 @contextmanager
-def _process(about: About | None) -> Iterator[int | None]:
-    """A descriptor of the mount's process; None where it is unknown, or has ended."""
-    descriptor = None
+def _process(mounted: Mount, about: About | None) -> Iterator[_Process | None]:
+    """The process behind the mount; None where it cannot be seen, or has ended."""
     if about is not None and about.pid_namespace == own_pid_namespace():
-        try:
-            descriptor = os.pidfd_open(about.pid)
-        except OSError:
-            descriptor = None
+        pid: int | None = about.pid
+    else:
+        pid = process_behind(mounted)
     try:
-        yield descriptor
+        descriptor = None if pid is None else os.pidfd_open(pid)
+    except OSError:
+        descriptor = None
+    if pid is None or descriptor is None:
+        yield None
+        return
+    try:
+        yield _Process(pid, descriptor)
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        os.close(descriptor)
 
 
-def _await_end(
-    process: int, point: str, about: About | None, *, force: bool, timeout_s: float
-) -> str:
+def _await_end(process: _Process, point: str, log: str, *, force: bool, timeout_s: float) -> str:
     """Wait until it has ended. With `force`, see to it; returns what to tell about that."""
-    if force:
-        _signal(process, signal.SIGTERM)
-    if _has_ended(process, timeout_s):
+    if process.has_ended(timeout_s):
         return ""
-    pid = about.pid if about is not None else 0
     if not force:
         raise DfsError(
-            f"{shown(point)}: is unmounted, but its process (pid {pid}) still runs after "
-            f"{timeout_s:g} s",
+            f"{shown(point)}: is unmounted, but its process (pid {process.pid}) still stores what "
+            f"was written, after {timeout_s:g} s",
             errno=errno.ETIMEDOUT,
-            hint="its log says what it waits for" + (f": {about.log}" if about else ""),
+            hint=f"{log}wait for it, or kill it, which loses what is not stored",
         )
-    _signal(process, signal.SIGKILL)
-    _has_ended(process, _KILLED_S)
-    return f"its process (pid {pid}) had to be killed; "
-
-
-def _signal(process: int, number: signal.Signals) -> None:
-    try:
-        signal.pidfd_send_signal(process, number)
-    except ProcessLookupError:
-        return
-
-
-def _has_ended(process: int, timeout_s: float) -> bool:
-    """A descriptor of a process becomes readable when it ends."""
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+    process.signal(signal.SIGKILL)
+    process.has_ended(_KILLED_S)
+    return f"its process (pid {process.pid}) had to be killed; "
