@@ -20,13 +20,13 @@ from dfs_fuse.vfs import Vfs
 
 GATHER_BYTES: Final = 1024 * 1024
 GATHER_PARTS: Final = 256
-GATHER_ALL_BYTES: Final = 32 * 1024 * 1024
+GATHER_ALL_BYTES: Final = 16 * 1024 * 1024
 """With so much gathered for all files, what is written goes over at once."""
 GATHER_S: Final = 1.0
 """How long a write is kept here at most."""
 _BUFFER_FIRST_BYTES: Final = 256 * 1024
 _BUFFER_MAX_BYTES: Final = 1024 * 1024
-_BUFFERS_BYTES: Final = 32 * 1024 * 1024
+_BUFFERS_BYTES: Final = 16 * 1024 * 1024
 """What the buffers of all handles hold together; those used longest ago go first."""
 _BUFFER_SLACK_BYTES: Final = 256 * 1024
 """So far from where the last read ended, a read still follows it."""

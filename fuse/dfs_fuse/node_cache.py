@@ -11,7 +11,7 @@ from typing import Final
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 
-_GENERATION_MAX: Final = 50_000
+_GENERATION_MAX: Final = 20_000
 """Entries of a kind before the next generation starts; at most two of them are kept."""
 
 _Attributes = dict[InodeId, tuple[float, Inode]]

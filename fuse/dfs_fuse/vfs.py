@@ -37,7 +37,7 @@ from dfs_fuse.profile import Profile
 _READDIR_PAGE: Final = 1000
 _SMALL_BYTES: Final = 128 * 1024
 """A file up to this size is fetched as a whole when it is opened to be read."""
-_VERSIONS_MAX: Final = 100_000
+_VERSIONS_MAX: Final = 30_000
 _RENAME_EXCHANGE: Final = 2
 _LOST_MAX: Final = 1000
 _REPLACED_MAX: Final = 16
