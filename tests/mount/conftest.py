@@ -166,25 +166,32 @@ class Mounts:
 
 
 @contextlib.contextmanager
-def mounts_of(cluster: Cluster, directory: Path, driver: str) -> Iterator[Mounts]:
-    """Ends all of them, whatever happens."""
-    require(driver)
-    directory.mkdir(parents=True, exist_ok=True)
+def last_resort(directory: Path) -> Iterator[None]:
+    """Whatever becomes of the test run, no mount below `directory` outlives it."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.mount.last_resort", str(directory)],
         stdin=subprocess.DEVNULL,
         env=environment(),
         cwd=REPOSITORY,
         start_new_session=True,
-    ) as last_resort:
+    ) as watcher:
+        try:
+            yield
+        finally:
+            watcher.kill()
+
+
+@contextlib.contextmanager
+def mounts_of(cluster: Cluster, directory: Path, driver: str) -> Iterator[Mounts]:
+    """Ends all of them, whatever happens."""
+    require(driver)
+    directory.mkdir(parents=True, exist_ok=True)
+    with last_resort(directory):
         mounts = Mounts(cluster, directory, driver)
         try:
             yield mounts
         finally:
-            try:
-                mounts.close()
-            finally:
-                last_resort.kill()
+            mounts.close()
 
 
 @pytest.fixture(scope="module")
