@@ -1,7 +1,8 @@
 """Programs that people use, on a real mount: what they made there is right, by their own word.
 
 Each runs on a mount of each driver, with copies on one and erasure coding on the other; with
-`--long` both ways on both, and with DFS_LONG=1 on bigger trees. A program that is missing skips its test, and fails it in CI.
+`--long` both ways on both, and with DFS_LONG=1 on bigger trees. A program that is missing skips
+its test, and fails it in CI.
 """
 
 import contextlib
