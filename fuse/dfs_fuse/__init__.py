@@ -15,7 +15,10 @@ A map of the package, from the programs down:
 - `interrupts`      Ctrl-C and SIGKILL, where the driver is not told
 - `profile`         counts and times of each operation
 - `options`         what a mount can be told
-- `mount`           a mount from start to end; `unmount` ends one, also one that died
+- `preconditions`   what the machine and the mount point have to be like
+- `mount`           a mount from start to end
+- `unmount`         ends one, also one that died; `busy` says who uses it
+- `about`           what a mount says of itself; `mount_table` what the kernel says of all
 
 The file `fuse/` is a source root and no package: fusepy's module is called `fuse`.
 """
