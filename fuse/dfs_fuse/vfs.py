@@ -84,6 +84,8 @@ class Vfs:
         """How each inode was last found, and when; in pyfuse3 an open names no name."""
         self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """The same of inodes that an open has found to be something else by now."""
+        self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
+        """Those this mount removed: they may be open, or the working directory of a process."""
         client.files.on_commit = self._committed
 
     # ---------------------------------------------------------------- what is believed
@@ -204,7 +206,13 @@ class Vfs:
         inode = self.cache.attributes(ino)
         file = self._files.get(ino)
         if inode is None:
-            inode = self._learn(await self._meta.get_inode(ino))
+            try:
+                inode = self._learn(await self._meta.get_inode(ino))
+            except FileSystemError as error:
+                removed = self._removed_directories.get(ino)
+                if error.errno != errno.ENOENT or removed is None:
+                    raise
+                return removed
             if file is not None:
                 file.refresh(inode)
         return inode if file is None or not file.dirty else await self._overlaid(file, inode)
@@ -265,7 +273,9 @@ class Vfs:
 
     async def rmdir(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
+        removed = self.cache.lookup(parent, name)
         await self._remove(self._meta.rmdir, parent, name, caller, subdirectories=1)
+        self._remember_removed(removed)
 
     async def _remove(
         self,
@@ -299,10 +309,13 @@ class Vfs:
         moved = self.cache.child(parent, name)
         exchanged = self.cache.child(new_parent, new_name)
         try:
+            victim = None if exchanged is None else self.cache.attributes(exchanged)
             await self._meta.rename(parent, name, new_parent, new_name, flags, cred=cred)
             self._renamed(moved, new_parent, new_name)
             if flags & _RENAME_EXCHANGE:
                 self._renamed(exchanged, parent, name)
+            elif moved != exchanged:
+                self._remember_removed(victim)
         finally:
             for directory, entry in ((parent, name), (new_parent, new_name)):
                 self._replaced(directory, entry)
@@ -312,6 +325,13 @@ class Vfs:
         """The kernel knows the inode by this name from now on, and does not look it up."""
         if ino is not None and ino in self._names:
             self._names[ino] = (parent, name, time.monotonic())
+
+    def _remember_removed(self, inode: Inode | None) -> None:
+        """Where it is a directory that has just gone: what fstat says of it from now on."""
+        if inode is not None and inode.is_dir:
+            self._removed_directories[inode.ino] = changed(inode, nlink=0)
+            if len(self._removed_directories) > _LOST_MAX:
+                self._removed_directories.popitem(last=False)
 
     async def setattr(self, change: SetAttr, caller: Caller) -> Inode:
         """chmod, chown, truncate, utimens: after what was written before.

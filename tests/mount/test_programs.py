@@ -360,3 +360,23 @@ def test_a_file_replaced_by_rename_is_there_at_every_open(place: Place):
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+def test_a_directory_that_was_removed_while_open_can_still_be_asked(place: Place):
+    if place.driver == "fusepy":
+        pytest.skip("libfuse 2 asks for directories by path: see docs/posix.md")
+    for name in ("removed", "replaced", "other"):
+        (place.mounted / name).mkdir()
+    removed, replaced = (
+        os.open(place.mounted / name, os.O_DIRECTORY) for name in ("removed", "replaced")
+    )
+    try:
+        (place.mounted / "removed").rmdir()
+        (place.mounted / "other").rename(place.mounted / "replaced")
+        assert os.fstat(removed).st_nlink == 0
+        assert os.fstat(replaced).st_nlink == 0
+        with pytest.raises(FileNotFoundError):
+            os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=removed)
+    finally:
+        os.close(removed)
+        os.close(replaced)
