@@ -24,6 +24,7 @@ from dfs_fuse.complaints import Complaints
 from dfs_fuse.fast_path import GATHER_S, ReadBuffers, WriteGatherer
 from dfs_fuse.handles import FileHandle
 from dfs_fuse.hidden_names import HiddenNames
+from dfs_fuse.interrupts import is_interrupted
 from dfs_fuse.options import MountOptions
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
@@ -52,7 +53,13 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
 
     operations = _Operations(bridge, vfs, ready, fuse.fuse_get_context)
     library = fuse._libfuse
-    bridge.interrupted = lambda: bool(library.fuse_interrupted())
+
+    def interrupted() -> bool:
+        pid = fuse.fuse_get_context()[2]
+        # 0: in another namespace, where only the kernel can look.
+        return is_interrupted(pid) if pid else bool(library.fuse_interrupted())
+
+    bridge.interrupted = interrupted
     os.umask(0)
     words = dict.fromkeys(options.fuse_options)
     flags: dict[str, Any] = {}

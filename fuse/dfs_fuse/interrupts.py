@@ -1,18 +1,29 @@
-"""Ctrl-C and SIGKILL for programs that wait in the mount, where the driver is not told of them.
+"""Ctrl-C and SIGKILL for programs that wait in the mount: whose request is answered with EINTR.
 
-pyfuse3 has no call for the kernel's INTERRUPT. So who waits long is looked at: if the process has
-a signal pending that it neither blocks nor ignores, what it waits for is cancelled, and answered
-with EINTR; the kernel then lets the signal do its work. Costs nothing to requests that are quick.
+The kernel tells too little and too much: nothing of a read that waits for its read-ahead (and
+pyfuse3 is told nothing at all), but of every timer and every child that ends, upon which no
+program expects EINTR from a file. So who waits long is looked at. If a signal is pending that is
+to end the process, what it waits for is cancelled; the kernel then lets the signal do its work.
+Costs nothing to requests that are quick.
 """
 
+import signal
 import time
 from typing import Final
 
 import trio
 
 POLL_S: Final = 0.25
-_STOPS: Final = sum(1 << (number - 1) for number in (19, 20, 21, 22))
-"""SIGSTOP and its kin: a process that is to be stopped goes on waiting."""
+
+
+def _mask(*numbers: signal.Signals) -> int:
+    return sum(1 << (number - 1) for number in numbers)
+
+
+_STOPS: Final = _mask(signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+"""A process that is to be stopped goes on waiting."""
+_ENDS: Final = _mask(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+"""Sent by people: who handles them wants to hear of them now; of timers and children, later."""
 
 
 class Interrupts:
@@ -55,12 +66,13 @@ class _Waiting:
 
 
 def is_interrupted(pid: int) -> bool:
-    """Whether a thread has a signal pending that wants to be seen to."""
+    """Whether a thread has a signal pending that is to end it."""
     try:
         with open(f"/proc/{pid}/status", "rb") as status:
             fields = dict(line.split(b":", 1) for line in status if line.startswith((b"S",)))
         pending = int(fields[b"SigPnd"], 16) | int(fields[b"ShdPnd"], 16)
         unseen = int(fields[b"SigBlk"], 16) | int(fields[b"SigIgn"], 16) | _STOPS
+        unseen |= int(fields[b"SigCgt"], 16) & ~_ENDS
     except (OSError, KeyError, ValueError):
         # It has ended, or lives in another namespace: nobody waits here that could be woken.
         return False
