@@ -1,7 +1,7 @@
 """Rules of the whole suite: it is quiet, it never hangs, and long tests are asked for.
 
-- A warning that a `dfs` or `dfs_fuse` logger emits during a test fails it, unless the test says with
-  `@pytest.mark.allow_logs("pattern")` that it expects one.
+- A warning that a `dfs` or `dfs_fuse` logger emits during a test fails it, unless the test says
+  with `@pytest.mark.allow_logs("pattern")` that it expects one.
 - A test that outlives its limit prints the stack of every trio task and thread, and ends the
   run: a hang shows where it hangs.
 - `--long` (or DFS_LONG=1) adds the tests marked `long`.

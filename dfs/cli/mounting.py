@@ -146,6 +146,9 @@ def _source(wanted: "MountOptions", master: str) -> str:
 
 
 def _in_background(wanted: "MountOptions", master: str) -> None:
+    from dfs_fuse.preconditions import check
+
+    check(wanted)  # before there is a process, and a log
     log = Path(wanted.log_file) if wanted.log_file else mount_process.default_log(wanted.point)
     process = mount_process.start(master, wanted.point, log, _arguments(wanted))
     if not options.quiet:
