@@ -130,6 +130,17 @@ class WriteGatherer:
                 except OSError as error:
                     complain(error)
 
+    def settle_all(self) -> None:
+        """Have everything go over. Raises the first OSError, after trying all."""
+        failure: OSError | None = None
+        for ino in list(self._gathered):
+            try:
+                self.settle(ino)
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
     def _send(self, gathered: _Gathered) -> None:
         try:
             self._bridge.run(self._vfs.write_parts, gathered.handle, gathered.parts)

@@ -72,7 +72,7 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
     try:
         fuse.FUSE(
             operations,
-            options.point,
+            os.fsencode(options.point).decode(ENCODING),
             raw_fi=True,
             encoding=ENCODING,
             foreground=True,
@@ -134,7 +134,10 @@ class _Operations:
         """Runs in a thread of its own until `stop` is set: no written byte stays here for long."""
         while not stop.wait(GATHER_S / 2):
             self._gatherer.settle_old(self._not_written)
-        self._gatherer.settle_old(self._not_written)
+        try:
+            self._gatherer.settle_all()
+        except OSError as error:
+            self._not_written(error)
 
     def _not_written(self, error: OSError) -> None:
         self._complaints.number("write", error)
@@ -388,6 +391,9 @@ class _Operations:
 
     def fsyncdir(self, path: str | None, datasync: int, fh: int) -> None:
         handle = self._vfs.directory(fh)
+        if handle.ino == self._vfs.root:
+            # Of the root: all that this mount holds. `dfs umount` asks for it.
+            self._gatherer.settle_all()
         self._bridge.run(self._vfs.fsyncdir, handle.ino)
 
     # ---------------------------------------------------------------- extended attributes
