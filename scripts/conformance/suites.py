@@ -262,7 +262,7 @@ def stress_ng(directory: Path, tools: Path) -> list[Case]:
     base = [program, "--verify", "-t", "3", "--temp-path", str(directory), *_SIZES.split()]
     cases = []
     for name in _STRESSORS.split():
-        ended = run([*base, f"--{name}", "2"], directory, timeout_s=120)
+        ended = run([*base, f"--{name}", "2"], directory, timeout_s=400)
         if ended.status in _NOT_POSSIBLE:
             cases.append(Case(name, "skipped", _NOT_POSSIBLE[ended.status]))
         elif ended.status:
