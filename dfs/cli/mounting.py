@@ -64,7 +64,8 @@ def mount(
         ),
     ] = None,
     cache_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory for data that was read; 512M.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for data, read and being written; 512M."),
     ] = None,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Nothing can be changed through this mount.")

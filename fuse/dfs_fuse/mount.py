@@ -27,6 +27,7 @@ import trio
 
 import dfs
 from dfs.client import Client, connect
+from dfs.client.chunk_writers import HELD_TOTAL_BYTES
 from dfs.client.remote_paths import show
 from dfs.core.errors import DfsError, FileSystemError, UnavailableError
 from dfs.core.ids import ROOT_INODE, InodeId
@@ -87,7 +88,7 @@ async def _client(options: MountOptions, master: str) -> AsyncIterator[tuple[Cli
     async with connect(
         master,
         on_unavailable=options.on_unavailable or ON_UNAVAILABLE,
-        cache_bytes=options.cache_bytes,
+        cache_bytes=max(0, options.cache_bytes - HELD_TOTAL_BYTES),
         name=f"{socket.gethostname()} mount {shown(options.point)} {os.getpid()}",
     ) as client:
         if options.on_unavailable is None:

@@ -51,7 +51,7 @@ class MountOptions:
     allow_other: bool = False
     """Other users than the one who mounts may use it, as permissions allow."""
     cache_bytes: int = CACHE_BYTES
-    """Memory for data that was read."""
+    """Memory for data: what is being written, and the rest for what was read."""
     attr_cache_s: float = ATTR_CACHE_S
     """How long attributes and names are believed."""
     on_unavailable: str | None = None
