@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 KERNEL_ROOT: Final = 1
 _TASKS_MIN: Final = 4
-_TASKS_MAX: Final = 512
+_TASKS_MAX: Final = 200
 """Requests at a time; more wait in the kernel. Each has a buffer for a write, of 1 MiB at most."""
 _PAGE_BYTES: Final = 4096
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
