@@ -111,10 +111,17 @@ class WriteGatherer:
         """The handle's last descriptor is gone: what could not be written is lost."""
         with self._guard:
             gathered = self._gathered.get(handle.ino)
-            if gathered is None or gathered.handle is not handle:
+            if gathered is None:
                 return
-            del self._gathered[handle.ino]
-        self._count(gathered, 0)
+            gathered.users += 1
+        try:
+            # Through another handle a write may be about to use it.
+            with gathered.lock:
+                if gathered.handle is handle:
+                    gathered.parts.clear()
+                    self._count(gathered, 0)
+        finally:
+            self._leave(handle.ino, gathered)
 
     def holds(self, ino: InodeId) -> bool:
         """Whether something waits here to go over."""

@@ -1,0 +1,88 @@
+"""Writes that are gathered in FUSE's threads: none is lost, none arrives twice or out of order."""
+
+import errno
+import os
+import threading
+from collections import deque
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dfs_fuse.bridge import Bridge
+from dfs_fuse.fast_path import WriteGatherer
+from dfs_fuse.handles import FileHandle
+from dfs_fuse.vfs import Vfs
+
+DEADLINE_S = 20.0
+
+
+class Disk:
+    """Bridge and vfs in one: takes what is written, unless it is told to wait or to refuse."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.error: OSError | None = None
+        self.entered = threading.Event()
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def write_parts(self, handle: FileHandle, parts: deque[tuple[int, bytes]]) -> None:
+        self.entered.set()
+        assert self.may_go_on.wait(DEADLINE_S)
+        if self.error is not None:
+            raise self.error
+        while parts:
+            self.taken.append(parts.popleft()[1])
+
+    def gatherer(self) -> WriteGatherer:
+        return WriteGatherer(cast(Bridge, self), cast(Vfs, self))
+
+
+def opened() -> FileHandle:
+    return cast(FileHandle, SimpleNamespace(ino=7, append=False))
+
+
+def test_a_write_survives_that_another_handle_is_let_go_of_meanwhile() -> None:
+    disk = Disk()
+    gatherer = disk.gatherer()
+    first, second = opened(), opened()
+    gatherer.write(first, 0, b"first")
+    disk.may_go_on.clear()
+    settling = threading.Thread(target=gatherer.settle, args=(7,))
+    settling.start()
+    assert disk.entered.wait(DEADLINE_S)
+    # Both wait now for what is going over.
+    writing = threading.Thread(target=gatherer.write, args=(second, 5, b"second"))
+    writing.start()
+    while gatherer._gathered[7].users < 2:
+        threading.Event().wait(0.001)
+    dropping = threading.Thread(target=gatherer.drop, args=(first,))
+    dropping.start()
+    dropping.join(0.1)
+    disk.may_go_on.set()
+    for thread in (settling, writing, dropping):
+        thread.join(DEADLINE_S)
+    gatherer.settle(7)
+    assert disk.taken == [b"first", b"second"]
+    assert not gatherer.holds(7)
+
+
+def test_what_cannot_be_written_goes_with_its_handle() -> None:
+    disk = Disk()
+    gatherer = disk.gatherer()
+    handle = opened()
+    gatherer.write(handle, 0, b"lost")
+    disk.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        gatherer.settle(7)
+    assert gatherer.holds(7)
+    gatherer.drop(handle)
+    assert not gatherer.holds(7)
+    disk.error = None
+    gatherer.write(opened(), 0, b"kept")
+    gatherer.settle_all()
+    assert disk.taken == [b"kept"]
