@@ -124,6 +124,8 @@ class OpenFile:
                 since = self.version
                 inode = await self.extents.ensure(offset, end)
                 if inode is not None:
+                    if inode.version > self.version:
+                        self.epoch += 1
                     self.learn(inode, since=since)
             # No await up to here: the plan is of one moment.
             plan = self._plan(offset, end)
@@ -221,6 +223,9 @@ class OpenFile:
             self.extents.forget(inode.version)
         else:
             self.extents.committed(inode, extents, operations)
+        if inode.version != since + operations:
+            # Others have changed it too.
+            self.epoch += 1
         if self._files.on_commit is not None:
             self._files.on_commit(inode, since, operations)
         # A commit that does not come after what was known: the master has lost that.
@@ -231,14 +236,21 @@ class OpenFile:
         self._check()
         writer = self.writer or await self._open_writer()
         self.epoch += 1
-        await writer.write(offset, data)
+        try:
+            await writer.write(offset, data)
+        finally:
+            # It may have waited before it took them: what was read meanwhile is of before.
+            self.epoch += 1
 
     async def append(self, data: bytes) -> None:
         """Write at the end of the file, wherever it is when the bytes are published."""
         self._check()
         writer = self.writer or await self._open_writer()
         self.epoch += 1
-        await writer.append(data)
+        try:
+            await writer.append(data)
+        finally:
+            self.epoch += 1
 
     def wrote(self, time_ns: int, cred: Cred) -> None:
         """What was just written happened at `time_ns`, and is published with the rights of `cred`.
@@ -334,7 +346,7 @@ class OpenFiles:
         file = self._open.get(inode.ino)
         if file is None:
             file = self._open[inode.ino] = OpenFile(self, inode)
-        elif inode.version != file.extents.version and not file.dirty:
+        elif inode.version != file.extents.version:
             # Close-to-open: see what others have done since.
             file.epoch += 1
             file.extents.forget(inode.version)

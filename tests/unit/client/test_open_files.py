@@ -139,6 +139,52 @@ async def test_a_late_reply_to_set_attr_takes_nothing_back_that_a_commit_said(
         assert await client.read_file("/a") == b"aaaaa"
 
 
+async def test_an_open_sees_what_others_have_published_also_of_a_file_that_is_dirty(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client), world.client("other") as other:
+        await client.write_file("/a", b"old old old")
+        async with await client.open("/a", "r+") as file:
+            assert await file.read() == b"old old old"
+            await file.pwrite(b"own", 4)
+            async with await other.open("/a", "r+") as elsewhere:
+                await elsewhere.pwrite(b"new", 0)
+            assert await client.read_file("/a") == b"new own old"
+
+
+async def test_bytes_that_change_have_another_epoch(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as (world, client), world.client("other") as other:
+        await client.write_file("/a", b"old old")
+        async with await client.open("/a", "r+") as file:
+            opened = file._file
+            assert await file.read() == b"old old"
+            # Read while a write waits for room: of before that write.
+            epochs = []
+
+            async def busy() -> None:
+                epochs.append(opened.epoch)
+
+            monkeypatch.setattr(opened._files.writers, "make_room", busy)
+            await file.pwrite(b"own", 4)
+            assert opened.epoch > epochs[-1]
+            # Others have written before a commit that says so.
+            async with await other.open("/a", "r+") as elsewhere:
+                await elsewhere.pwrite(b"new", 0)
+            before = opened.epoch
+            await file.flush()
+            assert opened.epoch > before
+            assert await file.pread(7, 0) == b"new own"
+            # And before extents that say so.
+            async with await other.open("/a", "r+") as elsewhere:
+                await elsewhere.pwrite(b"2nd", 0)
+            opened.extents.forget()
+            before = opened.epoch
+            assert await file.pread(7, 0) == b"2nd own"
+            assert opened.epoch > before
+
+
 @pytest.mark.parametrize("given_up", ["settled", "failed"])
 async def test_a_ticket_that_was_given_up_keeps_no_chunk_from_being_sealed(
     tmp_path: Path, autojump_clock: MockClock, given_up: str
