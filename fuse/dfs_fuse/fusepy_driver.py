@@ -26,6 +26,7 @@ from dfs_fuse.handles import FileHandle
 from dfs_fuse.hidden_names import HiddenNames
 from dfs_fuse.interrupts import is_interrupted
 from dfs_fuse.options import MountOptions
+from dfs_fuse.path_pages import PathPages
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
 
@@ -115,6 +116,7 @@ class _Operations:
         self._hidden = HiddenNames()
         self._gatherer = WriteGatherer(bridge, vfs)
         self._buffers = ReadBuffers()
+        self._pages = PathPages()
         self._complaints = Complaints()
 
     def __call__(self, name: str, *args: Any) -> Any:
@@ -253,9 +255,12 @@ class _Operations:
             self._bridge.run(self._vfs.unlink, old_parent, old_name, self._caller())
             self._hidden.put(new_name, ino)
             return
-        self._bridge.run(
-            self._vfs.rename, old_parent, old_name, new_parent, new_name, 0, self._caller()
-        )
+        try:
+            self._bridge.run(
+                self._vfs.rename, old_parent, old_name, new_parent, new_name, 0, self._caller()
+            )
+        finally:
+            self._pages.renamed(old, new)
 
     # ---------------------------------------------------------------- attributes
 
@@ -304,18 +309,18 @@ class _Operations:
                     raise
                 # It has been replaced since: look again.
                 continue
-            return self._opened(handle, fi)
+            return self._opened(path, handle, fi)
         raise refuse(errno.ENOENT, path)
 
     def create(self, path: str, mode: int, fi: Any) -> int:
         parent, name = self._parent(path)
         mode = stat.S_IMODE(mode)
         handle = self._bridge.run(self._vfs.create, parent, name, mode, fi.flags, self._caller())
-        return self._opened(handle, fi)
+        return self._opened(path, handle, fi)
 
-    def _opened(self, handle: FileHandle, fi: Any) -> int:
+    def _opened(self, path: str, handle: FileHandle, fi: Any) -> int:
         fi.fh = handle.number
-        fi.keep_cache = handle.keep_cache
+        fi.keep_cache = self._pages.opened(path, handle.ino) and handle.keep_cache
         if handle.readable:
             self._buffers.open(handle.number)
         return 0

@@ -143,6 +143,7 @@ def _file_system(
         root=root,
         read_only=options.read_only,
         attr_cache_s=options.attr_cache_s,
+        by_path=driver == "fusepy",
     )
     vfs.about = msgspec.json.encode(
         About(

@@ -303,6 +303,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         if inode in self._stand_ins:
             self._stand_ins[inode].handles += 1
             self._stood_in[handle.number] = inode
+            # The kernel's pages are by its own inodes: of this one, and of what stands in for it.
+            handle.keep_cache = False
+            self._vfs.distrust_pages(handle.ino)
         return handle
 
     async def create(

@@ -63,6 +63,7 @@ class Vfs:
         root: InodeId,
         read_only: bool = False,
         attr_cache_s: float = 1.0,
+        by_path: bool = False,
     ) -> None:
         self.root = root
         self.read_only = read_only
@@ -75,6 +76,8 @@ class Vfs:
         self._files = client.files
         self._nursery = nursery
         self._credentials = Credentials()
+        self._by_path = by_path
+        """The kernel has pages of a file for each of its names."""
         self._numbers = count(1)
         self._handles: dict[int, FileHandle] = {}
         self._directories: dict[int, DirHandle] = {}
@@ -103,11 +106,14 @@ class Vfs:
 
     def _learn(self, inode: Inode) -> Inode:
         self.cache.learn(inode)
+        file = self._files.get(inode.ino)
+        if file is not None:
+            file.refresh(inode)
         return inode
 
     def _found(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
         """`name` in `parent` is `inode`, as the master has just said."""
-        self.cache.learn(inode)
+        self._learn(inode)
         self.cache.learn_name(parent, name, inode.ino)
         self._names[inode.ino] = (parent, name, time.monotonic())
         self._names.move_to_end(inode.ino)
@@ -158,13 +164,21 @@ class Vfs:
     def _committed(self, inode: Inode, since: int, operations: int) -> None:
         """This client's bytes are in the file now: see `OpenFiles.on_commit`."""
         self.cache.learn(inode)
-        if self._seen.get(inode.ino) == since and inode.version == since + operations:
+        known = self._seen.get(inode.ino) == since and inode.version == since + operations
+        if known and not (self._by_path and inode.nlink > 1):
             self._seen[inode.ino] = inode.version
         else:
-            self._seen.pop(inode.ino, None)
+            self.distrust_pages(inode.ino)
+
+    def distrust_pages(self, ino: InodeId) -> None:
+        """The kernel may have pages of the file that are of who knows which version."""
+        self._seen.pop(ino, None)
 
     def _keeps_pages(self, inode: Inode) -> bool:
         """Whether the kernel's pages are of this version; from now on they are."""
+        if self._by_path and inode.nlink > 1:
+            self.distrust_pages(inode.ino)
+            return False
         known = self._seen.get(inode.ino) == inode.version
         self._seen[inode.ino] = inode.version
         self._seen.move_to_end(inode.ino)
@@ -213,8 +227,6 @@ class Vfs:
                 if error.errno != errno.ENOENT or removed is None:
                     raise
                 return removed
-            if file is not None:
-                file.refresh(inode)
         return inode if file is None or not file.dirty else await self._overlaid(file, inode)
 
     async def _overlaid(self, file: OpenFile, inode: Inode) -> Inode:
@@ -587,7 +599,9 @@ class Vfs:
     async def release(self, handle: FileHandle) -> None:
         """The last descriptor is gone. What cannot be published now is lost: `flush` said so."""
         self._handles.pop(handle.number, None)
-        await self._files.close(handle.file)
+        # Given up in the middle, as an unmount would, it would be lost, and nobody told.
+        with trio.CancelScope(shield=True):
+            await self._files.close(handle.file)
 
     # ---------------------------------------------------------------- directories
 
