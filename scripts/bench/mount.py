@@ -1,7 +1,7 @@
-"""The mount, each driver beside a bare file system in memory on that driver (its ceiling) and the disk.
+"""The mount: each driver beside a bare file system in memory on it (its ceiling), and the disk.
 
-Default cluster settings, rep:2, four servers. Ratios within one run count; absolute numbers are this
-machine's of that moment.
+Default cluster settings, rep:2, four servers. Ratios within one run count; absolute numbers are
+this machine's of that moment.
 """
 
 import os

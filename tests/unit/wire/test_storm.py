@@ -167,7 +167,8 @@ async def test_every_call_gets_its_own_answer_or_a_typed_error(
             reply = await pool.call(ADDRESS, GetInode(1), InodeReply, timeout_s=60, patient=True)
             assert reply.inode.ino == 1
             lanes = [lane for place in pool._places.values() for lane in place.lanes]
-            assert [lane.connection.load for lane in lanes if lane.connection] == [0] * len(lanes)
+            # A lane that the last fault broke has no connection until it is needed.
+            assert not any(lane.connection.load for lane in lanes if lane.connection)
         assert sum(storm.outcomes.values()) == 20 * 30
         assert storm.outcomes["answered"] > 20
         assert {"cancelled", "DeadlineError", "FileSystemError"} <= storm.outcomes.keys()
