@@ -5,6 +5,7 @@ trio thread only; `attributes` and `child` may be called from any thread at any 
 generations, of which the older is dropped as a whole.
 """
 
+import math
 import time
 from typing import Final
 
@@ -46,6 +47,12 @@ class NodeCache:
         ino = self.child(parent, name)
         return None if ino is None else self.attributes(ino)
 
+    def last_child(self, parent: InodeId, name: bytes) -> InodeId | None:
+        """What `name` was when it was last heard of: not to be believed, but to be forgotten."""
+        key = (parent, name)
+        found = self._names.get(key) or self._older_names.get(key)
+        return None if found is None else found[1]
+
     # ---------------------------------------------------------------- telling (trio's thread)
 
     def learn(self, inode: Inode) -> None:
@@ -69,7 +76,14 @@ class NodeCache:
 
     def learn_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
         """The master has just said that `name` in `parent` is `ino`."""
-        self._names[parent, name] = (time.monotonic() + self.ttl_s, ino)
+        self._put_name(parent, name, ino, time.monotonic() + self.ttl_s)
+
+    def note_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
+        """`name` in `parent` is probably `ino`: for `last_child` only."""
+        self._put_name(parent, name, ino, -math.inf)
+
+    def _put_name(self, parent: InodeId, name: bytes, ino: InodeId, until: float) -> None:
+        self._names[parent, name] = (until, ino)
         if len(self._names) > _GENERATION_MAX:
             self._older_names, self._names = self._names, {}
 

@@ -156,7 +156,7 @@ class Vfs:
 
     def _replaced(self, parent: InodeId, name: bytes) -> None:
         """`name` in `parent` may be nothing now, or another inode."""
-        ino = self.cache.child(parent, name)
+        ino = self.cache.last_child(parent, name)
         if ino is not None:
             self.cache.forget(ino)
         self.cache.forget_name(parent, name)
@@ -328,10 +328,34 @@ class Vfs:
                 self._renamed(exchanged, parent, name)
             elif moved != exchanged:
                 self._remember_removed(victim)
-        finally:
-            for directory, entry in ((parent, name), (new_parent, new_name)):
-                self._replaced(directory, entry)
-                self.cache.forget(directory)
+        except BaseException:
+            self._shuffled((parent, name), (new_parent, new_name))
+            raise
+        self._shuffled(
+            (parent, name),
+            (new_parent, new_name),
+            moved=True,
+            exchanged=bool(flags & _RENAME_EXCHANGE),
+        )
+
+    def _shuffled(
+        self,
+        old: tuple[InodeId, bytes],
+        new: tuple[InodeId, bytes],
+        *,
+        moved: bool = False,
+        exchanged: bool = False,
+    ) -> None:
+        """A rename has ended: nothing is believed, but which names are affected is kept."""
+        first, second = self.cache.last_child(*old), self.cache.last_child(*new)
+        for directory, entry in (old, new):
+            self._replaced(directory, entry)
+            self.cache.forget(directory)
+        if moved and not exchanged:
+            second = None
+        for place, ino in ((new if moved else old, first), (old if moved else new, second)):
+            if ino is not None:
+                self.cache.note_name(*place, ino)
 
     def _renamed(self, ino: InodeId | None, parent: InodeId, name: bytes) -> None:
         """The kernel knows the inode by this name from now on, and does not look it up."""
@@ -637,8 +661,9 @@ class Vfs:
         reply = await self._meta.readdir(
             handle.ino, after=after, limit=_READDIR_PAGE, cred=handle.cred
         )
-        del handle.names[position:]
-        handle.names += [entry.name for entry in reply.entries]
+        # Names further on stay: a program may go there again.
+        names = [entry.name for entry in reply.entries]
+        handle.names[position : position + len(names)] = names
         handle.page, handle.page_start = list(reply.entries), position
         handle.complete = not reply.more
         for entry in reply.entries:
