@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -178,19 +179,33 @@ def main() -> int:
     policies = chosen(asked.policy, POLICIES, "policy")
     run, there = (run_programs, PROGRAMS) if asked.programs else (run_suites, SUITES)
     names = chosen(asked.suite, there, "program" if asked.programs else "suite")
+    # Also when it is told to end, what it mounted and started does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with world(drivers, keep=asked.keep) as here:
         results = run(here, names, policies)
-    if not results:
-        print("posix: nothing could be run")
-        return 1
+        if not results:
+            sys.exit("posix: nothing could be run")
+        results += [logged(driver, here.complaints(driver)) for driver in drivers]
+        status = report(results, asked.json)
+    return status
+
+
+def logged(driver: str, complaints: Sequence[str]) -> Result:
+    """What the mount itself found to be wrong, as one more suite."""
+    result = Result("log of the mount", driver, 0.0, passed=int(not complaints))
+    result.unexpected = {f"line {number}": line for number, line in enumerate(complaints, 1)}
+    return result
+
+
+def report(results: Sequence[Result], document: Path | None) -> int:
+    """Print the table, write the document; the exit status."""
     print(f"\n{table(results)}")
     for result in results:
         for name, reason in result.known.items():
             print(f"known: {result.suite} on {result.ground}: {name}: {reason}")
     unexpected = sum(len(result.unexpected) for result in results)
-    if asked.json is not None:
-        document = [asdict(result) for result in results]
-        asked.json.write_text(json.dumps(document, indent=2) + "\n")
+    if document is not None:
+        document.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     print(f"{unexpected} unexpected failures" if unexpected else "nothing unexpected")
     return 1 if unexpected else 0
 

@@ -4,7 +4,9 @@ All of it lies in one temporary directory, and is gone at the end, whatever happ
 """
 
 import contextlib
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,13 +57,30 @@ class World:
             "--driver",
             driver,
             "--log",
-            self.work / f"{driver}.log",
+            self.log(driver),
             "--profile",
         )
 
-    def umount(self, driver: str, *, check: bool = True) -> None:
-        args = () if check else ("--force",)
-        self.cluster.dfs("umount", self.point(driver), *args, check=check, timeout_s=300)
+    def umount(self, driver: str) -> None:
+        self.cluster.dfs("umount", self.point(driver), timeout_s=300)
+
+    def log(self, driver: str) -> Path:
+        return self.work / f"{driver}.log"
+
+    def complaints(self, driver: str) -> list[str]:
+        """What the mount's log says of bugs."""
+        lines = self.log(driver).read_text(errors="replace").splitlines()
+        return [line for line in lines if "Traceback" in line or "bug in dfs" in line]
+
+
+def _clear(here: World, driver: str) -> None:
+    """Unmounted, whatever has become of it: what lies below is about to be deleted."""
+    point = here.point(driver)
+    for args in ((), ("--force",)):
+        if os.path.ismount(point):
+            here.cluster.dfs("umount", point, *args, check=False, timeout_s=300)
+    if os.path.ismount(point):
+        subprocess.run(["umount", "-l", point], check=True)
 
 
 @contextlib.contextmanager
@@ -87,7 +106,7 @@ def world(drivers: Sequence[str], *, keep: bool) -> Iterator[World]:
                 yield here
             finally:
                 for driver in drivers:
-                    here.umount(driver, check=False)
+                    _clear(here, driver)
     finally:
         if keep:
             print(f"kept: {work}")
