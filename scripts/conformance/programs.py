@@ -42,8 +42,11 @@ def killed_after(here: World, delay_s: float) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()
-        if not here.cluster.servers[_VICTIM].alive:
+        was_killed = not here.cluster.servers[_VICTIM].alive
+        if was_killed:
             here.cluster.restart(_VICTIM)
+    if not was_killed:
+        raise RuntimeError(f"it ended within {delay_s:g} s, before a server could be killed")
 
 
 def fresh(ground: Ground, name: str) -> Path:
