@@ -132,7 +132,9 @@ def _convert(hint: Any, value: object, origin: str) -> object:
 
 
 def _to_path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str | Path):
+    if kind is Path:
+        if not isinstance(value, str | Path):
+            raise ValueError(f"expected a path, got `{type(value).__name__}`")
         return Path(value)
     raise NotImplementedError(f"no setting can be a {kind.__name__}")
 

@@ -101,6 +101,8 @@ def test_other_variables_are_not_looked_at(monkeypatch: pytest.MonkeyPatch):
         ('workers = "many"', "workers in .*: Expected `int`, got `str`"),
         ('[cache]\nsize = "big"', "cache.size in .*: 'big' is not a size; write for example"),
         ("[cache]\nsize = -1", "cache.size in .*: Expected `int` >= 0"),
+        ("data = 3", "data in .*: expected a path, got `int`"),
+        ("disk = [true]", "disk in .*: expected a path, got `bool`"),
         ("workers = ", "dfs.toml is not TOML"),
         ("workers = 1\nworkers = 2", "dfs.toml is not TOML"),
     ],
