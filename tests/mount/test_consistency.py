@@ -4,6 +4,7 @@ Two mounts of each driver are shared by the tests of the module; each test works
 its own. Readers and writers that must be at it at the same time are programs of their own.
 """
 
+import errno
 import mmap
 import os
 import random
@@ -214,7 +215,7 @@ def test_a_reader_follows_a_file_that_another_mount_appends_to(pair: tuple[Path,
     (writer / "log").write_bytes(b"")
     expected = b""
     with open(reader / "log", "rb", buffering=0) as following:
-        for number in range(4):
+        for number in range(3):
             line = b"line %d\n" % number * (1 + number * 700)
             with open(writer / "log", "ab", buffering=0) as file:
                 file.write(line)
@@ -239,12 +240,15 @@ opens = missing = torn = 0
 while time.monotonic() < end:
     opens += 1
     try:
+        os.stat(path)
         with open(path, "rb") as file:
             data = file.read()
-    except FileNotFoundError:
+    except OSError as error:
         missing += 1
+        print(error, file=sys.stderr)
         continue
-    torn += len(data) != 3000 or len(set(data)) != 1
+    # The first byte says how long it is.
+    torn += not data or len(data) != 37 * data[0] or len(set(data)) != 1
 print(opens, missing, torn)
 """
 )
@@ -257,7 +261,7 @@ def test_replacing_by_rename_never_shows_readers_a_gap(
     one, other = by_driver[driver]
     here = _made(one.point / directory)
     read_at = (here if where == "one mount" else other.point / directory) / "current"
-    (here / "current").write_bytes(b"0" * 3000)
+    (here / "current").write_bytes(b"0" * 37 * ord("0"))
     readers = [program(_READER, read_at, _STEADILY_S) for _ in range(4)]
     writer = program(
         _START
@@ -267,7 +271,7 @@ turns = 0
 while time.monotonic() < end:
     turns += 1
     with open(directory + "/new", "wb") as file:
-        file.write(b"%c" % (48 + turns % 70) * 3000)
+        file.write(bytes([1 + turns % 255]) * 37 * (1 + turns % 255))
     os.rename(directory + "/new", directory + "/current")
 print(turns)
 """,
@@ -363,7 +367,9 @@ def test_an_unlinked_file_lives_as_long_as_it_is_open(here: Path, driver: str) -
 def test_names_of_any_bytes(
     by_driver: dict[str, list[Mount]], driver: str, here: Path, directory: str
 ) -> None:
-    single = [bytes([byte]) for byte in range(1, 256) if byte not in b"/."]
+    single = [
+        bytes([byte]) for byte in (*range(1, 128, 9), *range(128, 256, 5)) if byte not in b"/."
+    ]
     names = {*oracle.ODD_NAMES, *single, b"\xff" * 255, "\u00e9".encode(), "e\u0301".encode()}
     top = os.fsencode(here)
     for name in names:
@@ -515,31 +521,29 @@ def test_what_was_synced_outlives_the_mount_and_all_servers(mounts: Mounts) -> N
 
 
 @pytest.mark.time_limit(240)
-@pytest.mark.parametrize("reported_by", ["fsync", "close"])
-def test_a_write_that_failed_is_reported(mounts: Mounts, reported_by: str) -> None:
-    _, mount = mounts.foreground("-o", "on_unavailable=wait:2s")
+def test_a_write_that_failed_is_reported(mounts: Mounts) -> None:
+    _, mount = mounts.foreground("-o", "on_unavailable=wait:1s")
     cluster = mounts.cluster
     mounts.broken = True
-    path = mount.point / f"fails-{mounts.driver}-{reported_by}"
+    names = ("by-fsync", "by-close")
+    paths = [mount.point / f"{mounts.driver}-{name}" for name in names]
+    by_fsync, by_close = (os.open(path, os.O_WRONLY | os.O_CREAT, 0o644) for path in paths)
     data = random.Random(5).randbytes(400_000)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     cluster.kill(*cluster.servers)
     try:
-        os.write(descriptor, data)
+        os.write(by_fsync, data)
+        os.write(by_close, data)
         begun = time.monotonic()
-        with pytest.raises(OSError) as caught:
-            if reported_by == "fsync":
-                os.fsync(descriptor)
-            else:
-                os.close(descriptor)
-        assert caught.value.errno in (5, 28, 110), caught.value
-        assert time.monotonic() - begun < 15
+        for report in (lambda: os.fsync(by_fsync), lambda: os.close(by_close)):
+            with pytest.raises(OSError) as caught:
+                report()
+            assert caught.value.errno in (errno.EIO, errno.ENOSPC), caught.value
+        assert time.monotonic() - begun < 20
     finally:
         cluster.restart(*cluster.servers)
-    if reported_by == "fsync":
-        # Nothing is given up while the file is open.
-        os.fsync(descriptor)
-        os.close(descriptor)
-        assert path.read_bytes() == data
-    path.write_bytes(b"goes on")
-    assert path.read_bytes() == b"goes on"
+    # Nothing is given up while the file is open.
+    os.fsync(by_fsync)
+    os.close(by_fsync)
+    assert paths[0].read_bytes() == data
+    paths[1].write_bytes(b"goes on")
+    assert paths[1].read_bytes() == b"goes on"
