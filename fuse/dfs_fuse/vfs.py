@@ -437,7 +437,8 @@ class Vfs:
                 self._disbelieve(ino)
                 raise refuse(errno.ESTALE, f"inode {ino}")
             self._learn(file.inode)
-            if flags & os.O_TRUNC and file.size_with_appends:
+            if flags & os.O_TRUNC:
+                # Also of an empty file: its times change.
                 since = file.version
                 self._committed(await file.set_attr(SetAttr(ino, size=0), cred=cred), since, 1)
         except BaseException:

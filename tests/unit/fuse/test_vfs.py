@@ -275,6 +275,18 @@ async def test_the_kernel_keeps_its_pages_while_only_this_mount_writes(
         assert await content(vfs, inode.ino) == b"7ix"
 
 
+async def test_truncating_an_empty_file_at_open_changes_its_times(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """As `: > stamp` does."""
+    async with mounted(tmp_path) as (vfs, _):
+        inode = await make(vfs, b"stamp")
+        await vfs.setattr(SetAttr(inode.ino, mtime_ns=5), ROOT)
+        handle = await vfs.open(inode.ino, WRITE | os.O_TRUNC, ROOT)
+        assert (await vfs.getattr(inode.ino)).mtime_ns > 5
+        await vfs.release(handle)
+
+
 async def test_truncating_at_open_is_seen_by_all(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with mounted(tmp_path) as (vfs, other):
         inode = await make(vfs, b"file", b"something")
