@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from dfs.cli.devcluster import DevCluster, default_directory
 from dfs.cli.failures import StoppedError
-from dfs.core.errors import ConfigError, DfsError, UnavailableError
-from dfs.core.ids import ROOT_INODE
+from dfs.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from dfs.client import Client
-
-FIRST_CONTACT_S: Final = 5.0
-"""How long a command looks for a master that does not answer at all. Later waits are longer."""
 
 
 @dataclass(slots=True)
@@ -88,7 +84,9 @@ def run(body: "Callable[[Client], Awaitable[int]]") -> int:
 
             async def work() -> int:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_first_contact, client)
+                    if options.on_unavailable is None:
+                        # Beside the command, to which it costs nothing.
+                        nursery.start_soon(client.meta.link.first_contact)
                     status = await body(client)
                     nursery.cancel_scope.cancel()
                 return status
@@ -135,35 +133,3 @@ def _stop_signals() -> list[signal.Signals]:
     """Those that ask to stop, but for what our starter has us ignore (nohup, a shell's `&`)."""
     known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
-
-
-async def _first_contact(client: "Client") -> None:
-    """End the command soon where no master answers at all, unless the user said how long to wait.
-
-    Runs beside the command and costs it nothing. Once the master has answered, the client's
-    own patience holds.
-    """
-    import trio
-
-    from dfs.wire.messages import GetInode, InodeReply
-
-    if options.on_unavailable is not None:
-        return
-    deadline = trio.current_time() + FIRST_CONTACT_S
-    while True:
-        try:
-            await client.meta.link.call_once(
-                GetInode(ROOT_INODE), InodeReply, timeout_s=FIRST_CONTACT_S
-            )
-        except UnavailableError as error:
-            if trio.current_time() >= deadline:
-                raise DfsError(
-                    f"no master answers at {','.join(client.meta.link.addresses)}: {error.message}",
-                    hint=error.hint or "check the address, and that the master runs",
-                ) from error
-            await trio.sleep(0.2)
-        except DfsError:
-            # Somebody answers; what is wrong with the answer, the command finds out itself.
-            return
-        else:
-            return

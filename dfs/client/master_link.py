@@ -10,12 +10,16 @@ from typing import Final, TypeVar
 import trio
 
 from dfs.client.retry import OnUnavailable, Patience, worth_retrying
-from dfs.core.errors import DfsError
-from dfs.wire.messages import Message
+from dfs.core.errors import DfsError, UnavailableError
+from dfs.core.ids import ROOT_INODE
+from dfs.wire.messages import GetInode, InodeReply, Message
 from dfs.wire.pool import Pool
 
 R = TypeVar("R", bound=Message)
 
+FIRST_CONTACT_S: Final = 5.0
+"""How long `first_contact` looks for a master that does not answer at all."""
+_FIRST_CONTACT_AGAIN_S: Final = 0.2
 CALL_TIMEOUT_S: Final = 10.0
 """How long one attempt may take."""
 
@@ -44,6 +48,32 @@ class MasterLink:
     def patience(self) -> Patience:
         """A waiting budget for an operation that starts now."""
         return Patience(self._on_unavailable, self.rng)
+
+    async def first_contact(self) -> None:
+        """Return as soon as a master answers, whatever it says.
+
+        For who has not been told how long to wait: where nobody is, that shall show soon. Later
+        waits are longer, by `on_unavailable`.
+
+        Raises:
+            DfsError: nobody answered within FIRST_CONTACT_S.
+        """
+        deadline = trio.current_time() + FIRST_CONTACT_S
+        while True:
+            try:
+                await self.call_once(GetInode(ROOT_INODE), InodeReply, timeout_s=FIRST_CONTACT_S)
+            except UnavailableError as error:
+                if trio.current_time() >= deadline:
+                    raise DfsError(
+                        f"no master answers at {','.join(self._addresses)}: {error.message}",
+                        hint=error.hint or "check the address, and that the master runs",
+                    ) from error
+                await trio.sleep(_FIRST_CONTACT_AGAIN_S)
+            except DfsError:
+                # Somebody answers; what is wrong with the answer, the caller finds out itself.
+                return
+            else:
+                return
 
     async def call_once(
         self, request: Message, reply_type: type[R], *, timeout_s: float = CALL_TIMEOUT_S

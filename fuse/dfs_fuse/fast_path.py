@@ -93,7 +93,7 @@ class WriteGatherer:
 
     def settle(self, ino: InodeId) -> None:
         """Have all that was written to the inode go over. Raises OSError as the write would."""
-        if ino not in self._gathered:
+        if not self.holds(ino):
             return
         with self._guard:
             gathered = self._gathered.get(ino)

@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.ids import InodeId
@@ -29,8 +29,6 @@ from dfs_fuse.options import MountOptions
 from dfs_fuse.path_pages import PathPages
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
-
-T = TypeVar("T")
 
 ENCODING: Final = "latin-1"
 """Every byte is a character of it, so names of any bytes go through fusepy's strings."""

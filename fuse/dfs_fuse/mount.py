@@ -29,9 +29,8 @@ import dfs
 from dfs.client import Client, connect
 from dfs.client.chunk_writers import HELD_TOTAL_BYTES
 from dfs.client.remote_paths import show
-from dfs.core.errors import DfsError, FileSystemError, UnavailableError
-from dfs.core.ids import ROOT_INODE, InodeId
-from dfs.wire.messages import GetInode, InodeReply
+from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import InodeId
 from dfs_fuse.about import About, own_pid_namespace
 from dfs_fuse.bridge import Bridge
 from dfs_fuse.mount_table import shown
@@ -39,8 +38,6 @@ from dfs_fuse.options import ON_UNAVAILABLE, MountOptions
 from dfs_fuse.preconditions import ChosenDriver, check
 from dfs_fuse.vfs import Vfs
 
-FIRST_CONTACT_S: Final = 5.0
-"""How long a master is looked for that does not answer at all, unless `on_unavailable` is given."""
 _STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PROFILE: Final = signal.SIGUSR1
 
@@ -92,26 +89,8 @@ async def _client(options: MountOptions, master: str) -> AsyncIterator[tuple[Cli
         name=f"{socket.gethostname()} mount {shown(options.point)} {os.getpid()}",
     ) as client:
         if options.on_unavailable is None:
-            await _first_contact(client)
+            await client.meta.link.first_contact()
         yield client, await _find_root(client, options.root)
-
-
-async def _first_contact(client: Client) -> None:
-    deadline = trio.current_time() + FIRST_CONTACT_S
-    while True:
-        try:
-            await client.meta.link.call_once(
-                GetInode(ROOT_INODE), InodeReply, timeout_s=FIRST_CONTACT_S
-            )
-        except UnavailableError as error:
-            if trio.current_time() >= deadline:
-                raise DfsError(
-                    f"no master answers at {','.join(client.meta.link.addresses)}: {error.message}",
-                    hint=error.hint or "check the address, and that the master runs",
-                ) from error
-            await trio.sleep(0.2)
-        else:
-            return
 
 
 async def _find_root(client: Client, path: bytes) -> InodeId:
