@@ -631,6 +631,141 @@ class StatusReply(Message, frozen=True):
     """What is wrong, one sentence each; empty when healthy."""
 
 
+# ------------------------------------------------------------------ jobs and membership
+
+
+class JobState(IntEnum):
+    """Life of a job. RUNNING and PAUSED go back and forth; the others are its end."""
+
+    RUNNING = 1
+    PAUSED = 2
+    DONE = 3
+    CANCELLED = 4
+    FAILED = 5
+
+
+class JobInfo(msgspec.Struct, array_like=True, frozen=True):
+    """One piece of background work, as it stands."""
+
+    job: int
+    kind: str
+    """`repair`, `scrub`, `rebalance`, `drain`, `compact` or `convert`."""
+    state: JobState
+    subject: str
+    """What it is about, for people: `disk 3 (/srv/a)`; "" for the whole cluster."""
+    created_ns: int
+    ended_ns: int
+    items_done: int
+    items_total: int
+    """Chunks; what is known so far of it where the end is not known yet."""
+    bytes_done: int
+    bytes_total: int
+    failures: int
+    rate: float
+    """Bytes a second, lately."""
+    left_s: float
+    """Seconds left at this rate; below zero where nobody can tell."""
+    note: str
+    """What it does right now, or waits for, or why it ended."""
+
+
+class PlannedDisk(msgspec.Struct, array_like=True, frozen=True):
+    """A disk before and after a planned job."""
+
+    disk: DiskId
+    server: ServerId
+    path: str
+    address: str
+    capacity: int
+    used: int
+    used_after: int
+
+
+class PlanReply(Message, frozen=True):
+    """What a job would do. Nothing has been done."""
+
+    kind: str
+    subject: str
+    items: int
+    """Chunks concerned."""
+    bytes: int
+    """Bytes to be moved, as far as can be told before they are read."""
+    seconds: float
+    """At the bandwidth budget; below zero where there is none."""
+    disks: tuple[PlannedDisk, ...]
+    notes: tuple[str, ...]
+    """What a person should know before starting it."""
+    refusal: str = ""
+    """Why it cannot be done; "" where it can."""
+
+
+class StartJob(Message, frozen=True):
+    """Start a job, in the master's store: it survives a restart of the master.
+
+    A second one of the same kind and subject is not started: the reply is the first. With `plan`
+    the reply says in `plan` what would be done, and nothing is started.
+    """
+
+    kind: str
+    disks: tuple[DiskId, ...] = ()
+    """`drain`: the disks to empty."""
+    threshold: float = 0.05
+    """`rebalance`: how far a disk's fill may be from the average, relative to the average."""
+    bandwidth: int = 0
+    """Bytes a second for this job alone; 0: the cluster's budget only."""
+    ino: InodeId = 0
+    """`convert`: the file or directory."""
+    plan: bool = False
+
+
+class JobReply(Message, frozen=True):
+    job: JobInfo | None
+    plan: PlanReply | None = None
+
+
+class ListJobs(Message, frozen=True):
+    """All jobs that run or are paused, and the last that ended."""
+
+    job: int = 0
+    """Only this one."""
+
+
+class JobsReply(Message, frozen=True):
+    jobs: tuple[JobInfo, ...]
+    budget: int
+    """Bytes a second that all background work together may move; 0: no bound."""
+
+
+class ControlJob(Message, frozen=True):
+    job: int
+    action: str
+    """`pause`, `resume` or `cancel`."""
+
+
+class SetBudget(Message, frozen=True):
+    """Bytes a second for all background work together; 0: no bound. Holds at once."""
+
+    bandwidth: int
+
+
+class SetDraining(Message, frozen=True):
+    """Take disks out of placement, or back into it."""
+
+    disks: tuple[DiskId, ...]
+    draining: bool
+
+
+class RemoveDisks(Message, frozen=True):
+    """Forget a server (with its disks), or single disks.
+
+    Refused (BusyError) while one of the disks is alive and not empty, or holds a fragment that
+    some chunk cannot do without.
+    """
+
+    server: ServerId = 0
+    disks: tuple[DiskId, ...] = ()
+
+
 # ------------------------------------------------------------------ chunk server -> master
 
 
@@ -738,6 +873,8 @@ class ReadRecords(Message, frozen=True):
     chunk: ChunkId
     offset: int
     length: int
+    background: bool = False
+    """For repair, scrub and the like: clients go first."""
 
 
 READ_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -782,6 +919,104 @@ class FragmentStatus(Message, frozen=True):
     stored: int
     """Bytes of the file on disk."""
     sealed: bool
+
+
+class FragmentSource(msgspec.Struct, array_like=True, frozen=True):
+    """Where a fragment of a chunk can be read."""
+
+    index: int
+    disk: DiskId
+    address: str
+
+
+class RebuildFragment(Message, frozen=True):
+    """Make fragment `index` of a SEALED chunk on `disk`, from other disks, and seal it.
+
+    The server reads the records from `sources`, in the order given (nearest first): from one that
+    has the same index or, with k 1, from any; else it decodes from k of them. Every
+    record's checksums are verified, and the new fragment is durable when the reply comes.
+    What the disk held of the chunk before is replaced only then, in one step; so the same disk may be
+    asked to mend its own fragment. Idempotent: a whole sealed fragment of this index that is there
+    and passes its checksums is left as it is.
+
+    Raises FragmentError where too few sources can be read or are whole (its message names them).
+    """
+
+    disk: DiskId
+    chunk: ChunkId
+    index: int
+    k: int
+    m: int
+    length: int
+    sources: tuple[FragmentSource, ...]
+
+
+class RebuiltFragment(Message, frozen=True):
+    stored: int
+    """Bytes of the new fragment's file."""
+    read: int
+    """Bytes read from sources."""
+    bad: tuple[tuple[DiskId, str], ...] = ()
+    """Sources that failed: the disk, and one of the reasons of `FragmentReport`."""
+
+
+class VerifyFragment(Message, frozen=True):
+    """Read a whole fragment and check every record, at the background's pace."""
+
+    disk: DiskId
+    chunk: ChunkId
+    index: int
+    length: int
+
+
+class FragmentVerdict(Message, frozen=True):
+    reason: str
+    """"": whole and good; else one of the reasons of `FragmentReport`."""
+    detail: str
+    read: int
+    """Bytes read."""
+
+
+class RewritePart(msgspec.Struct, array_like=True, frozen=True):
+    """A run of live bytes of a chunk."""
+
+    offset: int
+    length: int
+
+
+class RewriteSource(msgspec.Struct, array_like=True, frozen=True):
+    chunk: ChunkId
+    k: int
+    m: int
+    sources: tuple[FragmentSource, ...]
+    parts: tuple[RewritePart, ...]
+    """In order of offset; they do not overlap."""
+
+
+class RewriteChunk(Message, frozen=True):
+    """Write the live bytes of SEALED chunks, one after the other, into a new chunk, and seal it.
+
+    The new chunk has its own (k, m) and compression: this is how chunks are compacted and
+    converted. All of it is durable on at least `write_minimum` fragments when the reply comes.
+    """
+
+    chunk: ChunkId
+    k: int
+    m: int
+    compression: int | None
+    targets: tuple[FragmentSource, ...]
+    """Where its fragments go."""
+    contents: tuple[RewriteSource, ...]
+
+
+class RewrittenChunk(Message, frozen=True):
+    length: int
+    """Raw bytes of the new chunk: the sum of all parts."""
+    lost: tuple[int, ...]
+    """Indexes of its fragments that could not be written."""
+    stored: int
+    bad: tuple[tuple[ChunkId, DiskId, str], ...] = ()
+    """Source fragments that failed."""
 
 
 class ServerStatus(Message, frozen=True):
@@ -833,6 +1068,12 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(41, ListSessions, SessionsReply),
     Method(42, ListChunks, ChunksReply),
     Method(43, ClusterStatus, StatusReply),
+    Method(44, StartJob, JobReply),
+    Method(45, ListJobs, JobsReply),
+    Method(46, ControlJob, JobReply),
+    Method(47, SetBudget, Empty),
+    Method(48, SetDraining, Empty),
+    Method(49, RemoveDisks, Empty),
     # to the master: from chunk servers
     Method(60, RegisterServer, Registered),
     Method(61, Heartbeat, HeartbeatReply),
@@ -845,6 +1086,9 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(104, DeleteFragments, Empty),
     Method(105, StatFragment, FragmentStatus),
     Method(106, ServerStatus, ServerStatusReply),
+    Method(110, RebuildFragment, RebuiltFragment),
+    Method(111, VerifyFragment, FragmentVerdict),
+    Method(112, RewriteChunk, RewrittenChunk),
 )
 
 METHOD_OF: Final[dict[type[Message], Method]] = {method.request: method for method in METHODS}
