@@ -10,9 +10,15 @@ From the bytes up:
 - `catalog`          what a disk holds, by chunk, from the names of its files
 - `room`             the space of a disk: used, free, kept in reserve
 - `health`           what an OSError means for a disk
+- `arrival`          fragments that are being made, out of sight until they are whole
 - `disk`             one data directory: all of that, and the fragments in use
+- `watch`            looks whether a disk still answers
 - `config`           settings of `dfs chunkserver`
 - `service`          answers to clients and the master
+- `sources`          reads chunks from other servers, whatever state those are in
+- `rebuild`          makes a fragment from others
+- `verify`           checks all of a fragment
+- `upkeep`           answers to the master's requests for those
 - `report`           registration, heartbeats and chunk reports to the master
 - `metrics`          the monitoring port's view of it
 - `daemon`           `run_chunkserver`: all of these together

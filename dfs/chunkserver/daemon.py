@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from random import Random, SystemRandom
 from uuid import UUID
 
@@ -24,9 +24,13 @@ from dfs.chunkserver.report import Reporter
 from dfs.chunkserver.room import Room
 from dfs.chunkserver.service import ChunkService
 from dfs.chunkserver.threads import DiskThreads
+from dfs.chunkserver.upkeep import Upkeep
+from dfs.chunkserver.watch import watch
 from dfs.core.errors import ConfigError, DfsError, DiskError
 from dfs.core.workers import Workers
+from dfs.wire.handlers import Handler
 from dfs.wire.hello import Hello
+from dfs.wire.messages import Message
 from dfs.wire.pool import Pool
 from dfs.wire.serve import Listener, serve
 from dfs.wire.transport import (
@@ -109,10 +113,12 @@ async def _run(
                 if signals and threading.current_thread() is threading.main_thread():
                     await nursery.start(_stop_on_signal, nursery.cancel_scope)
                 for disk in disks:
-                    nursery.start_soon(disk.watch)
+                    nursery.start_soon(watch, disk)
                 cluster = await nursery.start(reporter.run)
                 hello = Hello("chunkserver", cluster=cluster, token=config.token)
-                await nursery.start(_serve, listeners, service, hello)
+                upkeep = Upkeep(service, pool, workers())
+                handlers = {**service.handlers, **upkeep.handlers}
+                await nursery.start(_serve, listeners, handlers, hello)
                 if config.http:
                     await _monitor(config.http, service, nursery)
                 _log.info("serving %d disks at %s", len(disks), address)
@@ -121,12 +127,12 @@ async def _run(
 
 async def _serve(
     listeners: Sequence[Listener],
-    service: ChunkService,
+    handlers: Mapping[type[Message], Handler],
     hello: Hello,
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    await serve(listeners, service.handlers, hello=hello, task_status=task_status)
+    await serve(listeners, handlers, hello=hello, task_status=task_status)
 
 
 async def _monitor(listen: str, service: ChunkService, nursery: trio.Nursery) -> None:

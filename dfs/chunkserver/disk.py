@@ -9,18 +9,18 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
 from uuid import UUID
 
 import msgspec
 import trio
 
 from dfs.chunkserver import identity as identities
+from dfs.chunkserver.arrival import Arrival, Arrivals, settle
 from dfs.chunkserver.catalog import Catalog, scan
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch, FragmentFile, FragmentGoneError, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader, FragmentName, directory_of
-from dfs.chunkserver.health import Health, passes
+from dfs.chunkserver.health import Health
 from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.room import Room
 from dfs.core.errors import (
@@ -35,10 +35,6 @@ from dfs.core.workers import Workers
 from dfs.wire.messages import DiskReport, FragmentStatus, HeldFragment
 
 _log = logging.getLogger(__name__)
-
-PROBE_INTERVAL_S: Final = 5.0
-PROBE_TIMEOUT_S: Final = 30.0
-"""A disk that does not answer for so long has failed."""
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -66,6 +62,7 @@ class Disk:
         self.catalog = catalog
         self.room = room
         self.health = health
+        self.arrivals = Arrivals(path, health, room)
         self._lock_fd = lock_fd
         self._cache = cache
         self._in_use: OrderedDict[ChunkId, Fragment] = OrderedDict()
@@ -94,6 +91,7 @@ class Disk:
             lock_fd = identities.take_lock(directory)
             try:
                 identity = identities.prepare(directory, disk=fresh.disk, server=fresh.server)
+                settle(directory)
                 catalog, used = scan(os.path.join(path, identities.FRAGMENTS))
                 room.account(used)
                 room.refresh()
@@ -167,47 +165,6 @@ class Disk:
             # A failed or full disk is still worth reading; the note is made at another start.
             with contextlib.suppress(DiskError, NoSpaceError):
                 await self.health.run(identities.save, Path(self.path), joined)
-
-    # ------------------------------------------------------------------ health
-
-    async def watch(self) -> None:
-        """Look whether the disk answers, is ours, is writable, how full it is: until it fails."""
-        while True:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._alarm)
-                await self._probe()
-                nursery.cancel_scope.cancel()
-            if self.health.error:
-                return
-            await trio.sleep(PROBE_INTERVAL_S)
-
-    async def _alarm(self) -> None:
-        # Any answer will do: on a busy disk the probe itself may wait long for its turn.
-        answered_at = trio.current_time()
-        while answered_at + PROBE_TIMEOUT_S > trio.current_time():
-            await trio.sleep_until(answered_at + PROBE_TIMEOUT_S)
-            answered_at = max(answered_at, self.health.answered_at)
-        self.health.fail(f"it has not answered for {PROBE_TIMEOUT_S:g} s")
-
-    async def _probe(self) -> None:
-        def look() -> str:
-            self.room.refresh()
-            identities.note_holder(Path(self.path))
-            return identities.load(Path(self.path)).disk
-
-        had_room = self.room.free_bytes > 0
-        try:
-            disk = await self.health.workers.run(look)
-        except OSError as error:
-            if not passes(error):
-                self.health.fail(
-                    str(error) if isinstance(error, DfsError) else error.strerror or str(error)
-                )
-            return
-        if disk != self.identity.disk:
-            self.health.fail(f"another disk is mounted there now: {disk}")
-        elif had_room != (self.room.free_bytes > 0):
-            self.health.changed()
 
     # ------------------------------------------------------------------ fragments in use
 
@@ -412,6 +369,7 @@ class Disk:
         idle: list[FragmentName] = []
         try:
             for chunk in chunks:
+                self.arrivals.abandon(chunk)
                 while chunk in self._opening:
                     await self._opening[chunk].wait()
                 fragment = self._in_use.get(chunk)
@@ -440,6 +398,38 @@ class Disk:
                     self._forget(fragment)
         finally:
             fragment.unpin()
+
+    async def adopt(self, arrival: Arrival) -> None:
+        """Show a sealed fragment in the place of what is held of its chunk; readers finish.
+
+        Raises:
+            FragmentError: it was deleted meanwhile.
+        """
+        chunk = arrival.file.header.chunk
+        while chunk in self._opening:
+            await self._opening[chunk].wait()
+        shown = self._opening[chunk] = trio.Event()
+        fragment = self._in_use.get(chunk)
+        try:
+            if fragment is None:
+                await self._show(arrival)
+                return
+            fragment.pin()
+            try:
+                async with fragment.order:
+                    self._forget(fragment)
+                    await self._show(arrival)
+            finally:
+                fragment.unpin()
+        finally:
+            del self._opening[chunk]
+            shown.set()
+
+    async def _show(self, arrival: Arrival) -> None:
+        chunk = arrival.file.header.chunk
+        freed = await arrival.publish(self._directory_of(chunk), self.catalog.get(chunk))
+        self.catalog.put(arrival.file.name)
+        self.room.account(-freed)
 
     async def held(self, chunks: Sequence[ChunkId]) -> list[HeldFragment]:
         """What is held of these chunks; unreadable ones are left out, as if they were missing."""

@@ -4,6 +4,7 @@
                      note the cluster it joined and the numbers the master gave (FORMAT.md)
     DIR/lock         held with flock(2) by the process that serves the disk
     DIR/fragments/   the fragment files
+    DIR/incoming/    fragments that are being made (`arrival`)
 
 Blocking calls only.
 """
@@ -22,10 +23,11 @@ from dfs.core.errors import ConfigError
 IDENTITY_FILE: Final = "disk.json"
 LOCK_FILE: Final = "lock"
 FRAGMENTS: Final = "fragments"
+INCOMING: Final = "incoming"
 
 _FORMAT: Final = 1
 _MAY_BE_THERE: Final = {
-    "lost+found", LOCK_FILE, FRAGMENTS, IDENTITY_FILE, f"{IDENTITY_FILE}.new"
+    "lost+found", LOCK_FILE, FRAGMENTS, INCOMING, IDENTITY_FILE, f"{IDENTITY_FILE}.new"
 }  # fmt: skip
 """In a directory without an identity: of the file system, or of a first start that was cut off."""
 

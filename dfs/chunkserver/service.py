@@ -80,7 +80,7 @@ class ChunkService:
 
     async def append(self, _: Peer, request: Append, payload: memoryview) -> Appended:
         disk = self.disk(request.disk)
-        if not possible(request.k, request.m, request.index) or not _is_chunk(request.chunk):
+        if not possible(request.k, request.m, request.index) or not is_chunk(request.chunk):
             raise ProtocolError(
                 f"there is no fragment {request.index} of {request.k}+{request.m} "
                 f"of chunk {request.chunk}"
@@ -186,7 +186,7 @@ def _records(disk: Disk, fragment: Fragment, start: int, size: int, records: int
     return RecordsReply(records), payload
 
 
-def _is_chunk(chunk: int) -> bool:
+def is_chunk(chunk: int) -> bool:
     return 0 < chunk < 1 << 64
 
 

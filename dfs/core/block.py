@@ -145,11 +145,11 @@ def encode_block(
     raw_xxh3 = checksum(raw)
 
     def record(content_index: int, payload: Buffer, payload_xxh3: int) -> list[Buffer]:
-        fields = _HEADER_FIELDS.pack(
-            _MAGIC, _VERSION, codec, block_index, raw_offset, raw_length,
-            encoded_length, len(payload), raw_xxh3, payload_xxh3,
+        header = RecordHeader(
+            block_index, raw_offset, raw_length, encoded_length,
+            len(payload), codec, raw_xxh3, payload_xxh3,
         )  # fmt: skip
-        return [fields + _CHECKSUM.pack(checksum(fields, _seed(chunk, content_index))), payload]
+        return [_pack_header(chunk, content_index, header), payload]
 
     k, m = redundancy.k, redundancy.m
     fragments: list[list[Buffer]]
@@ -252,27 +252,69 @@ def decode_block(
     Raises:
         CorruptError: too few payloads, or together they are not what was written.
     """
-    encoded: bytes | memoryview
+    encoded = _join(header, payloads, redundancy)
+    if redundancy.k == 1 and header.codec == CODEC_RAW and header.raw_xxh3 == header.payload_xxh3:
+        return encoded  # the payload is verified, and it is the whole
+    return _expand(header, encoded)
+
+
+def restore_record(
+    chunk: ChunkId,
+    header: RecordHeader,
+    payloads: Mapping[int, memoryview],
+    redundancy: Redundancy,
+    index: int,
+) -> list[Buffer]:
+    """[header, payload] of a lost fragment `index` (k > 1), as the writer made them.
+
+    Takes what `decode_block` takes, and checks the block against its raw checksum too: a wrong
+    combination of good pieces must not become a good record.
+
+    Raises:
+        CorruptError: as `decode_block`.
+    """
+    encoded = _join(header, payloads, redundancy)
+    _expand(header, encoded)
+    piece = erasure.encode(encoded, redundancy.k, redundancy.m)[index]
+    restored = msgspec.structs.replace(
+        header, payload_length=len(piece), payload_xxh3=checksum(piece)
+    )
+    return [_pack_header(chunk, index, restored), piece]
+
+
+def _join(
+    header: RecordHeader, payloads: Mapping[int, memoryview], redundancy: Redundancy
+) -> bytes | memoryview:
+    """The encoded bytes of a block."""
     k = redundancy.k
     if header.payload_length != erasure.piece_length(header.encoded_length, k):
         raise CorruptError(
             f"block {header.block_index}: a payload of {header.payload_length} bytes is not "
             f"{redundancy} of {header.encoded_length}"
         )
-    if k == 1:
-        if 0 not in payloads or len(payloads[0]) != header.encoded_length:
-            raise CorruptError(f"block {header.block_index}: no payload of the right length")
-        encoded = payloads[0]
-        if header.codec == CODEC_RAW and header.raw_xxh3 == header.payload_xxh3:
-            return encoded  # the payload is verified, and it is the whole
-    else:
-        encoded = erasure.decode(payloads, header.encoded_length, k, redundancy.m)
+    if k > 1:
+        return erasure.decode(payloads, header.encoded_length, k, redundancy.m)
+    if 0 not in payloads or len(payloads[0]) != header.encoded_length:
+        raise CorruptError(f"block {header.block_index}: no payload of the right length")
+    return payloads[0]
+
+
+def _expand(header: RecordHeader, encoded: bytes | memoryview) -> bytes | memoryview:
+    """The raw bytes, checked against their checksum."""
     raw = encoded if header.codec == CODEC_RAW else _decompress(encoded, header)
     if checksum(raw) != header.raw_xxh3:
         raise CorruptError(
             f"block {header.block_index}: its decoded bytes do not match their checksum"
         )
     return raw
+
+
+def _pack_header(chunk: ChunkId, content_index: int, header: RecordHeader) -> bytes:
+    fields = _HEADER_FIELDS.pack(
+        _MAGIC, _VERSION, header.codec, header.block_index, header.raw_offset, header.raw_length,
+        header.encoded_length, header.payload_length, header.raw_xxh3, header.payload_xxh3,
+    )  # fmt: skip
+    return fields + _CHECKSUM.pack(checksum(fields, _seed(chunk, content_index)))
 
 
 def _seed(chunk: ChunkId, content_index: int) -> int:

@@ -934,12 +934,16 @@ class RebuildFragment(Message, frozen=True):
 
     The server reads the records from `sources`, in the order given (nearest first): from one that
     has the same index or, with k 1, from any; else it decodes from k of them. Every
-    record's checksums are verified, and the new fragment is durable when the reply comes.
-    What the disk held of the chunk before is replaced only then, in one step; so the same disk may be
-    asked to mend its own fragment. Idempotent: a whole sealed fragment of this index that is there
-    and passes its checksums is left as it is.
+    record's checksums are verified, a decoded block's raw checksum too, and the new fragment is
+    durable when the reply comes. What the disk held of the chunk before (this fragment, another,
+    an open one) is replaced only then, in one step; so the same disk may be asked to mend its own
+    fragment, and be one of the sources. Idempotent: a whole sealed fragment of this index that is
+    there and passes its checksums is left as it is. A DeleteFragments that comes meanwhile wins.
 
-    Raises FragmentError where too few sources can be read or are whole (its message names them).
+    `length` is the chunk's: the fragment ends with the block that holds its last byte.
+
+    Raises FragmentError where too few sources can be read or are whole (its message says what
+    each answered), NoSpaceError, DiskError: nothing has changed then.
     """
 
     disk: DiskId

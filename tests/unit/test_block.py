@@ -23,6 +23,7 @@ from dfs.core.block import (
     encode_block,
     parse_header,
     parse_records,
+    restore_record,
 )
 from dfs.core.buffers import Buffer
 from dfs.core.chunk import BLOCK_MAX_BYTES, CHUNK_MAX_BYTES
@@ -81,6 +82,10 @@ def test_a_block_comes_back_from_any_k_of_its_records(
         (record,) = parse_records(stored(encoded, index), chunk=chunk, content_index=content)
         payloads[content] = record.payload
     assert decode_block(record.header, payloads, redundancy) == raw
+    if redundancy.k > 1:
+        lost = rng.randrange(redundancy.width)
+        again = restore_record(chunk, record.header, payloads, redundancy, lost)
+        assert b"".join(again) == stored(encoded, lost)
 
 
 def test_replicas_share_one_list_of_identical_bytes() -> None:

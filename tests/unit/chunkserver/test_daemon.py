@@ -284,7 +284,7 @@ async def test_what_the_master_drops_is_deleted(tmp_path: Path) -> None:
 async def test_a_failed_disk_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dfs.chunkserver.disk.PROBE_INTERVAL_S", 0.05)
+    monkeypatch.setattr("dfs.chunkserver.watch.PROBE_INTERVAL_S", 0.05)
     async with (
         Master().serving() as master,
         running(config(master, tmp_path / "a", tmp_path / "b")),

@@ -20,6 +20,7 @@ from dfs.chunkserver.fragment_format import FragmentHeader
 from dfs.chunkserver.identity import Identity, load, save
 from dfs.chunkserver.room import Reserve, Room
 from dfs.chunkserver.threads import DiskThreads
+from dfs.chunkserver.watch import watch
 from dfs.core.errors import (
     BusyError,
     ConfigError,
@@ -48,6 +49,7 @@ async def opened(
     capacity: int | None = None,
     reserve: Reserve = NO_RESERVE,
     cache: Cache | None = None,
+    number: int = 3,
 ) -> AsyncIterator[Disk]:
     disk = await Disk.open(
         str(path),
@@ -57,7 +59,9 @@ async def opened(
         cache=cache,
     )
     try:
-        await disk.join(cluster=str(CLUSTER), disk_number=3, server=FRESH.server, server_number=2)
+        await disk.join(
+            cluster=str(CLUSTER), disk_number=number, server=FRESH.server, server_number=2
+        )
         yield disk
     finally:
         disk.close()
@@ -666,7 +670,7 @@ async def test_a_probe_without_room_or_descriptors_says_nothing_against_the_disk
     async with opened(tmp_path) as disk:
         monkeypatch.setattr(identities, "note_holder", short)
         with trio.move_on_after(0.1):
-            await disk.watch()
+            await watch(disk)
         assert not disk.report().failed
 
 
@@ -674,7 +678,7 @@ async def test_a_probe_without_room_or_descriptors_says_nothing_against_the_disk
 async def test_an_idle_disk_that_turns_read_only_is_noticed(small_mount: Path) -> None:
     async with opened(small_mount) as disk:
         subprocess.run(["mount", "-o", "remount,ro", small_mount], check=True)
-        await disk.watch()
+        await watch(disk)
         assert disk.report().failed
 
 
@@ -683,7 +687,7 @@ async def test_another_disk_under_our_path_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         text = (tmp_path / "disk.json").read_text()
         (tmp_path / "disk.json").write_text(text.replace("0d15c000", "0d15c0ff"))
-        await disk.watch()  # ends with the failure
+        await watch(disk)  # ends with the failure
         assert disk.report().failed
 
 
@@ -691,7 +695,7 @@ async def test_another_disk_under_our_path_is_noticed(tmp_path: Path) -> None:
 async def test_a_disk_that_vanishes_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         (tmp_path / "disk.json").unlink()
-        await disk.watch()
+        await watch(disk)
         assert disk.report().failed
 
 
@@ -715,7 +719,7 @@ async def test_a_slow_disk_with_much_to_do_is_no_hung_one(
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(disk.health.run_read, os.getpid)
-            nursery.start_soon(disk.watch)
+            nursery.start_soon(watch, disk)
             await trio.sleep(100)
             assert not disk.report().failed
             await slow.turn.acquire()  # from now on it hangs
@@ -743,5 +747,5 @@ async def test_a_disk_that_hangs_is_noticed(
     async with opened(tmp_path, workers=(threads := Hanging())) as disk:
         threads.hang = True
         with trio.move_on_after(31):
-            await disk.watch()
+            await watch(disk)
         assert disk.report().failed

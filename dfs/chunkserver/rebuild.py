@@ -1,0 +1,123 @@
+"""Rebuilds a fragment from other disks: see `RebuildFragment`.
+
+While one range is put together and written, the next is read; more is never in memory.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import trio
+
+from dfs.chunkserver.arrival import Arrival
+from dfs.chunkserver.disk import Disk
+from dfs.chunkserver.fragment_file import Batch
+from dfs.chunkserver.fragment_format import FragmentHeader
+from dfs.chunkserver.sources import Block, Sources
+from dfs.chunkserver.verify import verify
+from dfs.core.block import restore_record
+from dfs.core.buffers import Buffer
+from dfs.core.errors import CorruptError, DfsError, FragmentError
+from dfs.core.redundancy import Redundancy
+from dfs.core.workers import Workers
+from dfs.wire.messages import RebuildFragment, RebuiltFragment
+from dfs.wire.pool import Pool
+
+RANGE_BYTES: Final = 4 * 1024 * 1024
+"""Raw bytes gathered at a time."""
+
+
+async def rebuild(
+    disk: Disk, request: RebuildFragment, pool: Pool, workers: Workers
+) -> RebuiltFragment:
+    """Raises DfsError: nothing has changed then."""
+    header = FragmentHeader(
+        UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
+    )
+    disk.health.check()
+    async with disk.arrivals.make(header) as arrival:
+        stored = await _held(disk, header, request.length)
+        if stored is not None:
+            return RebuiltFragment(stored, 0)
+        sources = Sources(
+            pool, workers, request.chunk, Redundancy(request.k, request.m), request.sources,
+            index=header.content_index,
+        )  # fmt: skip
+        await _fill(arrival, sources, request.length, workers)
+        await arrival.seal(request.length)
+        await disk.adopt(arrival)
+        bad = tuple(sorted(sources.bad.items()))
+        return RebuiltFragment(arrival.file.stored_bytes, sources.read_bytes, bad)
+
+
+async def _held(disk: Disk, header: FragmentHeader, length: int) -> int | None:
+    """Bytes of the file of this very fragment, if it is there, sealed and good."""
+    name = disk.catalog.get(header.chunk)
+    if name is None or name.index != header.index or name.length is None:
+        return None
+    verdict = await verify(disk, header.chunk, header.index, length)
+    if verdict.reason:
+        return None
+    try:
+        fragment = await disk.fragment(header.chunk)
+    except FragmentError:
+        return None
+    try:
+        return fragment.file.stored_bytes if fragment.file.header == header else None
+    finally:
+        fragment.unpin()
+
+
+async def _fill(arrival: Arrival, sources: Sources, length: int, workers: Workers) -> None:
+    """Write all records of the fragment."""
+    failure: DfsError | None = None
+    send, receive = trio.open_memory_channel[list[Block] | DfsError](0)
+
+    async def read() -> None:
+        async with send:
+            offset = 0
+            while offset < length:
+                try:
+                    blocks = await sources.gather(offset, min(offset + RANGE_BYTES, length))
+                except DfsError as error:
+                    await send.send(error)
+                    return
+                await send.send(blocks)
+                offset = blocks[-1].header.raw_end
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        async with receive:
+            try:
+                async for blocks in receive:
+                    if isinstance(blocks, DfsError):
+                        raise blocks
+                    await arrival.append(await workers.run(_restore, blocks, sources))
+            except DfsError as error:
+                failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _restore(blocks: Sequence[Block], sources: Sources) -> Batch:
+    """The records of the wanted fragment."""
+    index = sources.index
+    assert index is not None
+    buffers: list[Buffer] = []
+    for block in blocks:
+        record = block.records.get(index)
+        if record is not None:
+            buffers.append(record)
+            continue
+        try:
+            buffers += restore_record(
+                sources.chunk, block.header, block.payloads, sources.redundancy, index
+            )
+        except CorruptError as error:
+            raise FragmentError(
+                f"chunk {sources.chunk}: {error.message}, though each piece matches its checksum",
+                hint="it was damaged before it was stored, and cannot be rebuilt",
+            ) from error
+    first = blocks[0].header.block_index
+    return Batch(first, len(blocks), memoryview(b"".join(buffers)))
