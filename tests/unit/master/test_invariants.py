@@ -1,6 +1,7 @@
 """The checker itself: every table that is damaged is noticed."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -144,10 +145,12 @@ DAMAGES: list[tuple[str, Damage]] = [
 
 
 @pytest.mark.parametrize(("said", "damage"), DAMAGES)
-def test_damage_is_noticed(rig: Rig, said: str, damage: Damage) -> None:
+def test_damage_is_noticed(rig: Rig, said: str, damage: Damage, tmp_path: Path) -> None:
     rig.store.write(damage(rig))
     found = invariants.check(rig.store)
     assert any(said in sentence for sentence in found), found
+    with_disk = invariants.problems(rig.store, scratch=tmp_path, run_records=3)
+    assert [problem.text for problem in with_disk] == found
 
 
 def test_every_record_of_the_schema_can_be_encoded_again(rig: Rig) -> None:

@@ -1,0 +1,126 @@
+"""Sessions, policies, servers and disks: small tables and their indexes. And the counters."""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from dfs.core.chunk import ChunkState
+from dfs.master import keyspace as keys
+from dfs.master.check.fixes import AdjustCounters, DropRow, IndexRecord, TidyOpen
+from dfs.master.check.problem import Problem
+from dfs.master.check.walk import Walk
+from dfs.master.keyspace import key_id, scan_prefix, second_id, u64
+
+Found = Iterator[Problem]
+
+
+def _policy(raw: bytes) -> tuple[bytes, int]:
+    policy = keys.decode_policy(raw)
+    return keys.policy_by_name_key(policy.name), policy.policy
+
+
+def _server(raw: bytes) -> tuple[bytes, int]:
+    server = keys.decode_server(raw)
+    return keys.server_by_uuid_key(server.uuid), server.server
+
+
+def _disk(raw: bytes) -> tuple[bytes, int]:
+    disk = keys.decode_disk(raw)
+    return keys.disk_by_uuid_key(disk.uuid), disk.disk
+
+
+def _session(raw: bytes) -> tuple[bytes, int]:
+    session = keys.decode_session(raw)
+    return keys.session_by_nonce_key(session.nonce, session.client), session.session
+
+
+INDEXES: Final[dict[bytes, tuple[bytes, str, Callable[[bytes], tuple[bytes, int]]]]] = {
+    keys.POLICY: (keys.POLICY_BY_NAME, "policies and their names", _policy),
+    keys.SERVER: (keys.SERVER_BY_UUID, "servers and their UUIDs", _server),
+    keys.DISK: (keys.DISK_BY_UUID, "disks and their UUIDs", _disk),
+    keys.SESSION: (keys.SESSION_BY_NONCE, "sessions and their nonces", _session),
+}
+"""By table: its index, what it is called, and how a record is entered: key and number."""
+
+_DROPPED: Final = frozenset((keys.POLICY_BY_NAME, keys.SESSION_BY_NONCE))
+"""A row of these that leads nowhere is useless. The number of a server or disk is not: when it
+registers again it gets its record back under that number, and with it its fragments."""
+
+
+def check_indexes(walk: Walk) -> Found:
+    reader = walk.reader
+    for table, (index, names, enter) in INDEXES.items():
+        for key, value in scan_prefix(reader, table):
+            at, number = enter(value)
+            if reader.get(at) != u64(number):
+                yield Problem(
+                    f"{names} do not match: {number} is not in the index", IndexRecord(key)
+                )
+        for key, value in scan_prefix(reader, index):
+            record = reader.get(table + value)
+            if record is None or enter(record)[0] != key:
+                yield Problem(
+                    f"{names} do not match: the index leads to {int.from_bytes(value, 'big')}, "
+                    "which is no such record",
+                    DropRow(key) if index in _DROPPED or record is not None else None,
+                    "" if index in _DROPPED else "restart the chunk servers: they register anew",
+                )
+
+
+def check_sessions(walk: Walk) -> Found:
+    """After `check_inodes`."""
+    reader = walk.reader
+    for key, _ in walk.rows(keys.OPEN_BY_SESSION):
+        session, ino = key_id(key), second_id(key)
+        if reader.get(keys.open_key(ino, session)) is None:
+            yield Problem(
+                f"inode {ino} open in session {session} is in one of the two tables only",
+                TidyOpen(ino, session),
+            )
+    for session in walk.leftovers & walk.sessions:
+        yield Problem(
+            f"session {session} is known and left over", DropRow(keys.leftovers_key(session))
+        )
+    for key, _ in walk.rows(keys.REPLY):
+        if key_id(key) not in walk.sessions and key_id(key) not in walk.leftovers:
+            yield Problem(
+                f"a reply is kept for session {key_id(key)}, which is unknown", DropRow(key)
+            )
+
+
+def check_counters(walk: Walk) -> Found:
+    """After all others: they have counted."""
+    counters = keys.get_counters(walk.reader)
+    seen = walk.seen
+    expected = msgspec.structs.replace(
+        counters,
+        inodes=seen["inodes"],
+        live=seen["live"],
+        chunks=seen["chunks"],
+        chunks_open=seen[ChunkState.OPEN.name],
+        chunks_doomed=seen[ChunkState.DOOMED.name],
+        purging=seen["purging"],
+    )
+    if counters != expected:
+        yield Problem(
+            f"the counters say {counters}, a count {expected}",
+            AdjustCounters(
+                inodes=expected.inodes - counters.inodes,
+                live=expected.live - counters.live,
+                chunks=expected.chunks - counters.chunks,
+                chunks_open=expected.chunks_open - counters.chunks_open,
+                chunks_doomed=expected.chunks_doomed - counters.chunks_doomed,
+                purging=expected.purging - counters.purging,
+            ),
+        )
+    for name, last, next_id, fix in (
+        ("inode", walk.last_inode, counters.next_inode, "next_inode"),
+        ("chunk", walk.last_chunk, counters.next_chunk, "next_chunk"),
+        ("session", max(walk.sessions, default=0), counters.next_session, "next_session"),
+    ):
+        if last >= next_id:
+            yield Problem(
+                f"{name} {last} exists, {next_id} would be given next",
+                AdjustCounters(**{fix: last + 1}),
+            )
