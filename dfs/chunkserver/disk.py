@@ -294,8 +294,8 @@ class Disk:
 
     # ------------------------------------------------------------------ requests
 
-    async def append(self, header: FragmentHeader, batch: Batch) -> Reached:
-        """Store records of a fragment; the first ones create it.
+    async def append(self, header: FragmentHeader, batch: Batch, *, sync: bool = False) -> Reached:
+        """Store records of a fragment; the first ones create it. With `sync`, durably.
 
         Raises:
             DfsError: refused, and nothing of them is stored.
@@ -309,7 +309,7 @@ class Disk:
                     f"disk {self.path} holds fragment {held.index} of {held.k}+{held.m} of chunk "
                     f"{held.chunk}, not fragment {header.index} of {header.k}+{header.m}"
                 )
-            return await fragment.append(batch, self.room.claim)
+            return await fragment.append(batch, self.room.claim, sync=sync)
         except NoSpaceError:
             self.health.changed()
             raise

@@ -26,10 +26,11 @@ GAP_WAIT_S: Final = 2.0
 class _Pending:
     """An append that waits for its turn."""
 
-    __slots__ = ("batch", "outcome")
+    __slots__ = ("batch", "outcome", "sync")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, sync: bool) -> None:
         self.batch = batch
+        self.sync = sync
         self.outcome: Reached | DfsError | None = None
 
 
@@ -52,7 +53,8 @@ class Fragment:
         self._progress = trio.Event()
         # What an open file held before it was opened may never have been synced.
         self._synced = file.appends if file.sealed or not file.exists else -1
-        self._syncing: trio.Event | None = None
+        self._syncing = trio.Lock()
+        """One sync at a time: of bytes that could not be written, the kernel tells only one."""
 
     def pin(self) -> None:
         self.pins += 1
@@ -70,13 +72,17 @@ class Fragment:
 
     # ------------------------------------------------------------------ appending
 
-    async def append(self, batch: Batch, claim: Claim) -> Reached:
+    async def append(self, batch: Batch, claim: Claim, *, sync: bool = False) -> Reached:
         """Store a batch; waits up to `GAP_WAIT_S` for the ones that belong before it.
 
+        With `sync`, it and all before it are durable then: as after `sync`, in the same turn of
+        a thread. Those that come meanwhile are stored and synced together after it.
+
         Raises:
+            DiskError: what was to be durable is not; the disk has failed.
             DfsError: it was refused, and nothing of it is stored.
         """
-        mine = _Pending(batch)
+        mine = _Pending(batch, sync)
         self._pending.append(mine)
         give_up_at = math.inf
         try:
@@ -124,8 +130,14 @@ class Fragment:
         for pending in due:
             self._pending.remove(pending)
         batches = [pending.batch for pending in due]
+        sync = any(pending.sync for pending in due)
         try:
-            outcomes = await self._workers.run(self.file.append, batches, claim)
+            if sync:
+                async with self._syncing:
+                    outcomes = await self._workers.run(self.file.append, batches, claim, True)
+                    self._synced = self.file.appends
+            else:
+                outcomes = await self._workers.run(self.file.append, batches, claim, False)
         except DfsError as error:
             for pending in due:
                 pending.outcome = _copy(error)
@@ -152,21 +164,15 @@ class Fragment:
         """
         wanted = self.file.appends
         while self._synced < wanted:
-            if self._syncing is not None:
-                await self._syncing.wait()
-                continue
-            done = self._syncing = trio.Event()
-            reached = self.file.appends
-            try:
-                await self._workers.run(self.file.sync)
-                self._synced = max(self._synced, reached)
-            finally:
-                self._syncing = None
-                done.set()
+            async with self._syncing:
+                if self._synced < wanted:
+                    reached = self.file.appends
+                    await self._workers.run(self.file.sync)
+                    self._synced = max(self._synced, reached)
 
     async def seal(self, length: int, account: Claim) -> None:
         """See `FragmentFile.seal`. Appends that wait are refused after it."""
-        async with self.order:
+        async with self.order, self._syncing:
             await self._workers.run(self.file.seal, length, account)
             self._synced = self.file.appends
             self._note(self.file.name)

@@ -241,14 +241,16 @@ class FragmentFile:
 
     # ------------------------------------------------------------------ writing
 
-    def append(self, batches: Sequence[Batch], claim: Claim) -> list[Reached | DfsError]:
+    def append(
+        self, batches: Sequence[Batch], claim: Claim, sync: bool = False
+    ) -> list[Reached | DfsError]:
         """Verify and store the batches in order; what became of each.
 
         Blocks already stored are compared and skipped. The others are written together; then
-        they are in the page cache.
+        they are in the page cache, or with `sync` on the disk, as all that was there before.
 
         Raises:
-            OSError, NoSpaceError: nothing of what was not yet stored is.
+            OSError, NoSpaceError: nothing of what was not yet stored is; or the sync failed.
         """
         outcomes: list[Reached | DfsError] = []
         fresh: list[Record] = []
@@ -272,6 +274,8 @@ class FragmentFile:
                 outcomes.append(self.reached)
         if fresh:
             self._store(fresh, buffers, claim)
+        if sync and self._fd >= 0:
+            self.sync()
         return outcomes
 
     def _check(self, batch: Batch, before: Record | None) -> tuple[list[Record], memoryview]:

@@ -91,8 +91,8 @@ class ChunkService:
             UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
         )
         batch = Batch(request.first_block, request.blocks, payload)
-        reached = await disk.append(header, batch)
-        return Appended(reached.next_block, reached.length)
+        reached = await disk.append(header, batch, sync=request.sync)
+        return Appended(reached.next_block, reached.length, request.sync)
 
     def read(
         self, _: Peer, request: ReadRecords, payload: memoryview

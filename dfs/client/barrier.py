@@ -15,7 +15,8 @@ from dfs.client.master_link import MasterLink
 from dfs.core.errors import DfsError, LostChangesError, from_wire
 from dfs.wire.messages import Empty, LogPosition, SyncBarrier
 
-_SYNC_TIMEOUT_S: Final = 30.0
+SYNC_TIMEOUT_S: Final = 30.0
+"""For the master's disk."""
 
 
 class Barrier:
@@ -25,28 +26,57 @@ class Barrier:
         self._link = link
         self._answered: dict[int, int] = {}
         """By run of the master, the highest position it answered since the last barrier."""
+        self._synced = LogPosition(-1, -1)
+        """How far the log of the last run that said so is on its disk."""
         self.losses = 0
         """How often the master turned out to have lost changes."""
         self._told = 0
         """Of them, those that were told to one who asks for no file's sake."""
         self._loss: DfsError | None = None
 
-    def note(self, position: LogPosition | None) -> None:
-        """A change was answered."""
-        if position is not None:
-            known = self._answered.get(position.run, -1)
-            self._answered[position.run] = max(known, position.position)
+    def note(self, position: LogPosition | None, *, synced: bool = False) -> None:
+        """A change was answered; `synced`: and it is on the master's disk, with all before it."""
+        if position is None:
+            return
+        run, reached = position.run, position.position
+        known = self._answered.get(run, -1)
+        if not synced:
+            self._answered[run] = max(known, reached)
+            return
+        if known <= reached:
+            self._answered.pop(run, None)
+        if run != self._synced.run or reached > self._synced.position:
+            self._synced = position
 
-    async def wait(self, since: int | None = None) -> None:
+    def answered(self) -> dict[int, int]:
+        """What was answered by now and may still be lost, by run of the master. For `wait`."""
+        return dict(self._answered)
+
+    def _is_synced(self, answered: dict[int, int]) -> bool:
+        synced = self._synced
+        return all(run == synced.run and upto <= synced.position for run, upto in answered.items())
+
+    async def wait(self, since: int | None = None, answered: dict[int, int] | None = None) -> None:
         """Return when every change answered before this call is on the master's disk.
+
+        With `answered`, only these; that costs no question where a synced change has since told.
 
         Raises:
             LostChangesError: `losses` has gone past `since` (None: past what was told so far).
         """
+        if answered is None or not self._is_synced(answered):
+            await self._ask()
+        if since is None:
+            since, self._told = self._told, self.losses
+        if self.losses > since:
+            assert self._loss is not None
+            raise from_wire(self._loss.to_wire())
+
+    async def _ask(self) -> None:
         answered = dict(self._answered)
         request = SyncBarrier(tuple(LogPosition(*each) for each in answered.items()))
         try:
-            await self._link.call(request, Empty, timeout_s=_SYNC_TIMEOUT_S)
+            await self._link.call(request, Empty, timeout_s=SYNC_TIMEOUT_S)
         except LostChangesError as error:
             # Another barrier may have found the same.
             if self._settle(answered):
@@ -54,11 +84,6 @@ class Barrier:
                 self._loss = error
         else:
             self._settle(answered)
-        if since is None:
-            since, self._told = self._told, self.losses
-        if self.losses > since:
-            assert self._loss is not None
-            raise from_wire(self._loss.to_wire())
 
     def _settle(self, answered: dict[int, int]) -> bool:
         """Nothing more is to be found out about these. Whether it was to be."""

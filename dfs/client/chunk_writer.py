@@ -119,11 +119,14 @@ class ChunkWriter:
         """What is left of waiting since then."""
         self._idle = trio.lowlevel.ParkingLot()
 
-    async def submit(self, raws: Sequence[Buffer]) -> Ticket:
-        """Queue pieces of 1 to BLOCK_BYTES bytes each; none of them may be changed any more."""
+    async def submit(self, raws: Sequence[Buffer], *, sync: bool = False) -> Ticket:
+        """Queue pieces of 1 to BLOCK_BYTES bytes each; none of them may be changed any more.
+
+        With `sync` the servers are asked to answer when the pieces are on their disks.
+        """
         lengths = [len(raw) for raw in raws]
         await self._context.budget.acquire(_charge(sum(lengths)))
-        ticket = Ticket(lengths, self._give_back)
+        ticket = Ticket(lengths, self._give_back, sync=sync)
         if self._closed:
             ticket.fail(_closed())
             return ticket
@@ -242,7 +245,8 @@ class ChunkWriter:
             except BaseException:
                 chunk.abandon(run)
                 raise
-            await chunk.append(run, encoded)
+            sync = any(piece.ticket.sync for block in blocks for piece in block)
+            await chunk.append(run, encoded, sync=sync)
         except ChunkBrokenError as error:
             log.info("writing elsewhere: %s", error)
             if not self._broken or self._broken[-1][0] != chunk.chunk:

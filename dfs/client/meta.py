@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from dfs.client.barrier import Barrier
-from dfs.client.master_link import MasterLink
+from dfs.client.barrier import SYNC_TIMEOUT_S, Barrier
+from dfs.client.master_link import CALL_TIMEOUT_S, MasterLink
 from dfs.client.session import Session
 from dfs.core.chunk import Layout
 from dfs.core.errors import DfsError, SessionError, from_wire
@@ -36,11 +36,15 @@ _FRAMES_IN_FLIGHT: Final = 16
 class _Waiting:
     """A caller of `apply`: what it asks for, and how to wake it."""
 
-    __slots__ = ("cost", "cred", "error", "ops", "results", "task")
+    __slots__ = ("cost", "cred", "error", "ops", "results", "sync", "synced", "task")
 
-    def __init__(self, ops: tuple[m.AnyOp, ...], cred: m.Cred) -> None:
+    def __init__(self, ops: tuple[m.AnyOp, ...], cred: m.Cred, sync: bool) -> None:
         self.ops = ops
         self.cred = cred
+        self.sync = sync
+        """Answer when it is on the master's disk."""
+        self.synced = False
+        """It is."""
         self.cost = sum(map(_cost, ops))
         self.task: trio.lowlevel.Task | None = None
         self.results: list[m.OpResult] | None = None
@@ -60,8 +64,9 @@ class _Waiting:
         assert self.results is not None
         return self.results
 
-    def succeed(self, results: list[m.OpResult]) -> None:
+    def succeed(self, results: list[m.OpResult], synced: bool) -> None:
         self.results = results
+        self.synced = synced
         self._wake()
 
     def fail(self, error: DfsError) -> None:
@@ -112,15 +117,29 @@ class Meta:
             for start in range(0, len(ops), _FRAME_OPS_MAX):
                 results += await self.apply(*ops[start : start + _FRAME_OPS_MAX], cred=cred)
             return results
-        waiting = _Waiting(ops, cred or self.cred)
+        return await self._ask(ops, cred, sync=False).wait()
+
+    def _ask(self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool) -> _Waiting:
+        waiting = _Waiting(ops, cred or self.cred, sync)
         self._queue.append(waiting)
         if not self._flushing and self._frames < _FRAMES_IN_FLIGHT:
             self._start_flush()
-        return await waiting.wait()
+        return waiting
 
     async def do(self, op: m.AnyOp, *, cred: m.Cred | None = None) -> Inode | None:
         """Apply one operation; the inode after it. Raises what the master refused it with."""
         return unwrap((await self.apply(op, cred=cred))[0])
+
+    async def do_durably(
+        self, op: m.AnyOp, *, cred: m.Cred | None = None
+    ) -> tuple[Inode | None, bool]:
+        """As `do`, answered when the change is on the master's disk; whether it is.
+
+        Where it is not, a barrier brings it there, or says why not.
+        """
+        waiting = self._ask((op,), cred, sync=True)
+        result = (await waiting.wait())[0]
+        return unwrap(result), waiting.synced
 
     async def _do_inode(self, op: m.AnyOp, cred: m.Cred | None) -> Inode:
         inode = await self.do(op, cred=cred)
@@ -139,7 +158,7 @@ class Meta:
     async def _flush(self) -> None:
         """Send what is queued by now: all of this scheduler tick, up to a frame's worth."""
         batch = self._take_frame()
-        # What does not fit, or has other credentials, is for the next frame.
+        # What does not fit, has other credentials or need not be synced, is for the next frame.
         self._flushing = False
         self._frames += 1
         if self._queue and self._frames < _FRAMES_IN_FLIGHT:
@@ -163,7 +182,7 @@ class Meta:
         first = queue.popleft()
         batch = [first]
         ops, cost = len(first.ops), first.cost
-        while queue and queue[0].cred == first.cred:
+        while queue and queue[0].cred == first.cred and queue[0].sync == first.sync:
             ops += len(queue[0].ops)
             cost += queue[0].cost
             if ops > _FRAME_OPS_MAX or cost > _FRAME_COST_MAX:
@@ -177,14 +196,15 @@ class Meta:
             if len(batch) == 1
             else tuple(op for waiting in batch for op in waiting.ops)
         )
-        cred = batch[0].cred
+        cred, sync = batch[0].cred, batch[0].sync
         redo = not any(map(_dies_with_session, ops))
 
         def make(session: int, sequence: int) -> m.Message:
-            return m.Apply(session, sequence, cred, ops)
+            return m.Apply(session, sequence, cred, ops, sync)
 
         try:
-            applied, _ = await self.session.change(make, m.Applied, redo=redo)
+            timeout_s = SYNC_TIMEOUT_S if sync else CALL_TIMEOUT_S
+            applied, _ = await self.session.change(make, m.Applied, redo=redo, timeout_s=timeout_s)
         except SessionError as error:
             if redo or len(batch) == 1:
                 raise
@@ -193,12 +213,12 @@ class Meta:
                 for waiting in batch:
                     nursery.start_soon(self._send_alone, waiting, error)
             return
-        self.barrier.note(applied.position)
+        self.barrier.note(applied.position, synced=applied.synced)
         results = list(applied.results)
         start = 0
         for waiting in batch:
             end = start + len(waiting.ops)
-            waiting.succeed(results[start:end])
+            waiting.succeed(results[start:end], applied.synced)
             start = end
 
     async def _send_alone(self, waiting: _Waiting, error: SessionError) -> None:

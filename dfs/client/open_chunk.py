@@ -43,6 +43,8 @@ from dfs.wire.pool import Pool
 
 LAG_S: Final = 3.5
 """How much later than the quickest fragment any other may acknowledge a batch."""
+SYNC_LAG_S: Final = 15.0
+"""The same of a batch that they bring to their disks first."""
 APPEND_TIMEOUT_S: Final = 20.0
 SEAL_TIMEOUT_S: Final = 30.0
 SYNC_TIMEOUT_S: Final = 60.0
@@ -71,6 +73,8 @@ class Stream:
     acked_blocks: int = 0
     acked_length: int = 0
     """Raw bytes of the chunk that the fragment has acknowledged."""
+    synced_length: int = 0
+    """Of these, how far they were on the disk after an append."""
     error: DfsError | None = None
     """Why nothing more is sent to it."""
     damaged: bool = False
@@ -93,6 +97,8 @@ class Run:
     """Raw bytes of the chunk: [start, end)."""
     before: trio.Event
     """Set when the run before this one is on its way."""
+    sync: bool = False
+    """Acknowledged when it is on the disk."""
     on_its_way: trio.Event = field(default_factory=trio.Event)
     acknowledged: bool = False
     scopes: list[trio.CancelScope] = field(default_factory=list)
@@ -123,7 +129,8 @@ class OpenChunk:
         self._in_flight = 0
         self._held = 0
         self._changed = trio.lowlevel.ParkingLot()
-        self._synced_length = 0
+        self.synced_length = 0
+        """How far the chunk is on as many disks as a write needs."""
         self._last_on_its_way = trio.Event()
         self._last_on_its_way.set()
 
@@ -138,7 +145,7 @@ class OpenChunk:
     @property
     def synced(self) -> bool:
         """All that is good is on the disks."""
-        return self._synced_length >= self.good_length
+        return self.synced_length >= self.good_length
 
     # ---------------------------------------------------------------- appending
 
@@ -158,12 +165,17 @@ class OpenChunk:
         run.on_its_way.set()
         self._ended()
 
-    async def append(self, run: Run, encoded: Sequence[EncodedBlock]) -> None:
+    async def append(
+        self, run: Run, encoded: Sequence[EncodedBlock], *, sync: bool = False
+    ) -> None:
         """Send a run to all fragments; returns when it is good.
+
+        With `sync`, when it is on their disks too, with all before it; `synced_length` says so.
 
         Raises:
             ChunkBrokenError: it is not, and has to be written elsewhere.
         """
+        run.sync = sync
         try:
             await run.before.wait()
             live = [stream for stream in self.streams if stream.error is None]
@@ -188,6 +200,9 @@ class OpenChunk:
             failed = "; ".join(f"{s}: {s.error}" for s in self.streams if s.error is not None)
             raise ChunkBrokenError(f"chunk {self.chunk} lost too many fragments ({failed})")
         self.good_length = max(self.good_length, run.end)
+        synced = [s for s in survivors if s.synced_length >= run.end and not s.damaged]
+        if len(synced) >= self.redundancy.write_minimum:
+            self.synced_length = max(self.synced_length, run.end)
 
     def _ended(self) -> None:
         self._in_flight -= 1
@@ -204,17 +219,23 @@ class OpenChunk:
             self.redundancy.m,
             run.first_block,
             run.blocks,
+            run.sync,
         )
+        lag_s = SYNC_LAG_S if run.sync else LAG_S
         scope = trio.CancelScope()
         stream.scopes.add(scope)
         run.scopes.append(scope)
         try:
             with scope:
-                await self._send(stream, run, request, buffers)
+                if await self._send(stream, run, request, buffers):
+                    stream.synced_length = max(stream.synced_length, run.end)
             if scope.cancelled_caught:
-                self._fail(stream, DeadlineError(f"{stream} lags behind: more than {LAG_S:g} s"))
+                self._fail(stream, DeadlineError(f"{stream} lags behind: more than {lag_s:g} s"))
                 return
         except DfsError as error:
+            if run.sync and isinstance(error, DiskError):
+                # What was appended before may be gone with it.
+                stream.damaged = True
             self._fail(stream, error)
             return
         finally:
@@ -224,12 +245,15 @@ class OpenChunk:
         stream.moved.unpark_all()
         if not run.acknowledged:
             run.acknowledged = True
-            deadline = trio.current_time() + LAG_S
+            deadline = trio.current_time() + lag_s
             for other in run.scopes:
                 other.deadline = min(other.deadline, deadline)
 
-    async def _send(self, stream: Stream, run: Run, request: Append, buffers: list[Buffer]) -> None:
-        """Append, again where the server was busy or got this run before the one before it."""
+    async def _send(self, stream: Stream, run: Run, request: Append, buffers: list[Buffer]) -> bool:
+        """Append, again where the server was busy or got this run before the one before it.
+
+        Whether the fragment is on the disk now, up to the end of the run.
+        """
         delay_s = _RESEND_FIRST_S
         for attempt in range(_RESENDS):
             try:
@@ -238,7 +262,7 @@ class OpenChunk:
                     request,
                     Appended,
                     payload=buffers,
-                    timeout_s=APPEND_TIMEOUT_S,
+                    timeout_s=SYNC_TIMEOUT_S if run.sync else APPEND_TIMEOUT_S,
                 )
             except (BusyError, FragmentError):
                 if attempt == _RESENDS - 1:
@@ -255,7 +279,8 @@ class OpenChunk:
                     f"{stream}: chunk {self.chunk} ends at block {reply.next_block} after "
                     f"appending up to {run.first_block + run.blocks}"
                 )
-            return
+            return reply.synced
+        raise AssertionError
 
     def _fail(self, stream: Stream, error: DfsError) -> None:
         """Send nothing more to a fragment, and nothing new to this chunk."""
@@ -331,7 +356,7 @@ class OpenChunk:
                 if stream.acked_length >= length and not stream.damaged:
                     nursery.start_soon(seal, stream)
         if len(sealed) >= self.redundancy.write_minimum:
-            self._synced_length = max(self._synced_length, length)
+            self.synced_length = max(self.synced_length, length)
 
     async def sync(self) -> None:
         """Make all that is good durable, on as many disks as a write needs.
@@ -340,7 +365,7 @@ class OpenChunk:
             DfsError: too few of them could; says what each answered.
         """
         length = self.good_length
-        if self._synced_length >= length:
+        if self.synced_length >= length:
             return
         answers: dict[int, DfsError] = {}
         done: list[Stream] = []
@@ -376,7 +401,7 @@ class OpenChunk:
                 f"{self.redundancy.write_minimum} are needed ({said})",
                 hint="the data was written; what a power cut would leave of it is not known",
             )
-        self._synced_length = max(self._synced_length, length)
+        self.synced_length = max(self.synced_length, length)
 
     def _note_damage(self, stream: Stream, error: DfsError) -> None:
         """A server that does not answer may have it all; a disk that failed may not."""

@@ -274,11 +274,12 @@ class OpenFile:
         Raises LostChangesError, once, where the master has lost what was published before.
         """
         self._check()
-        if self.writer is not None:
-            await self.writer.sync()
         barrier = self._files.meta.barrier
+        answered: dict[int, int] | None = barrier.answered()
+        if self.writer is None or not await self.writer.sync():
+            answered = None
         try:
-            await barrier.wait(self.losses)
+            await barrier.wait(self.losses, answered)
         except LostChangesError:
             self.losses = barrier.losses
             self.extents.forget()

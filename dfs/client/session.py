@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from dfs.client.master_link import MasterLink
+from dfs.client.master_link import CALL_TIMEOUT_S, MasterLink
 from dfs.client.retry import Patience, worth_retrying
 from dfs.core.errors import DfsError, SessionError
 from dfs.core.ids import SessionId
@@ -92,9 +92,17 @@ class Session:
         await self._current()
 
     async def change(
-        self, make: MakeRequest, reply_type: type[R], *, redo: bool = True, once: bool = False
+        self,
+        make: MakeRequest,
+        reply_type: type[R],
+        *,
+        redo: bool = True,
+        once: bool = False,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> tuple[R, SessionId]:
         """Send `make(session, sequence)` until it has its one answer; also the session it got.
+
+        `timeout_s` is for one attempt.
 
         When the session has expired, the request is made anew under the next one, unless
         `redo` is False: for requests about things that died with the session. (A request
@@ -112,7 +120,11 @@ class Session:
             sequence = await lease.take()
             try:
                 reply = await self._repeat(
-                    make(lease.session, sequence), reply_type, patience, once=once
+                    make(lease.session, sequence),
+                    reply_type,
+                    patience,
+                    once=once,
+                    timeout_s=timeout_s,
                 )
                 return reply, lease.session
             except SessionError as error:
@@ -185,11 +197,17 @@ class Session:
         await self._current()
 
     async def _repeat(
-        self, request: Message, reply_type: type[R], patience: Patience, *, once: bool = False
+        self,
+        request: Message,
+        reply_type: type[R],
+        patience: Patience,
+        *,
+        once: bool = False,
+        timeout_s: float = CALL_TIMEOUT_S,
     ) -> R:
         while True:
             try:
-                return await self._link.call_once(request, reply_type)
+                return await self._link.call_once(request, reply_type, timeout_s=timeout_s)
             except DfsError as error:
                 if once or not worth_retrying(error):
                     raise

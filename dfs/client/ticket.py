@@ -12,15 +12,24 @@ from dfs.core.ids import ChunkId
 class Ticket:
     """Pieces on their way to the disks. Created by `ChunkWriter.submit`."""
 
-    __slots__ = ("_chunks", "_done", "_missing", "_on_done", "_settled", "error", "places", "size")
+    __slots__ = (
+        "_done", "_lengths", "_missing", "_on_done", "_settled", "ends", "error", "places", "size",
+        "sync",
+    )  # fmt: skip
 
-    def __init__(self, lengths: Sequence[int], on_done: Callable[["Ticket"], None]) -> None:
+    def __init__(
+        self, lengths: Sequence[int], on_done: Callable[["Ticket"], None], *, sync: bool = False
+    ) -> None:
+        self.sync = sync
+        """Acknowledged is what is on the disks, as far as those can say so along with it."""
         self.places: list[tuple[ChunkId, int]] = [(0, 0)] * len(lengths)
         """Chunk and raw offset of each piece; valid after `wait`."""
+        self.ends: dict[OpenChunk, int] = {}
+        """The chunks that hold the pieces, and where the last of them ends in each."""
         self.size = sum(lengths)
         self.error: DfsError | None = None
         self._missing = len(lengths)
-        self._chunks: list[OpenChunk] = []
+        self._lengths = lengths
         self._done = trio.Event()
         self._on_done = on_done
         self._settled = False
@@ -32,11 +41,6 @@ class Ticket:
     def done(self) -> bool:
         return self._done.is_set()
 
-    @property
-    def chunks(self) -> Sequence[OpenChunk]:
-        """The chunks that hold the pieces."""
-        return self._chunks
-
     async def wait(self) -> None:
         """Until all pieces are acknowledged. Raises DfsError when they could not be written."""
         await self._done.wait()
@@ -46,22 +50,24 @@ class Ticket:
     def settle(self) -> None:
         """The extents are committed, or will never be: the chunks may be sealed. Repeatable."""
         self._settled = True
-        chunks, self._chunks = self._chunks, []
-        for chunk in chunks:
+        ends, self.ends = self.ends, {}
+        for chunk in ends:
             chunk.release()
 
     def abandon(self) -> None:
         """As `settle`, for chunks that the master no longer takes: they get nothing more."""
-        for chunk in self._chunks:
+        for chunk in self.ends:
             chunk.close()
         self.settle()
 
     def place(self, position: int, chunk: OpenChunk, offset: int) -> None:
         """For the chunk writer: one piece is acknowledged, at raw `offset` of `chunk`."""
         self.places[position] = (chunk.chunk, offset)
-        if not self._settled and chunk not in self._chunks:
-            self._chunks.append(chunk)
-            chunk.hold()
+        if not self._settled:
+            known = self.ends.get(chunk)
+            if known is None:
+                chunk.hold()
+            self.ends[chunk] = max(known or 0, offset + self._lengths[position])
         self._missing -= 1
         if not self._missing and not self.done:
             self._finish()

@@ -77,10 +77,14 @@ class Owner(Protocol):
 class _Round:
     """One commit. Everybody who asks before it begins waits for the same."""
 
-    __slots__ = ("done", "error", "partial")
+    __slots__ = ("done", "error", "partial", "sync", "synced")
 
     def __init__(self) -> None:
         self.partial = False
+        self.sync = False
+        """Somebody waits for it to be on the disks."""
+        self.synced = False
+        """What it made of the file is on the master's."""
         self.done = trio.Event()
         self.error: DfsError | None = None
 
@@ -137,7 +141,8 @@ class FileWriter:
         """Commits under way or asked for."""
         self._next_round: _Round | None = None
         """Asked for, and not begun."""
-        self._unsynced: dict[OpenChunk, None] = {}
+        self._unsynced: dict[OpenChunk, int] = {}
+        """How far each chunk has to be on the disks for what was committed to be there."""
         self._appended: deque[bytes] = deque()
         self._appended_bytes = 0
         self._attempt: _Attempt | None = None
@@ -260,8 +265,11 @@ class FileWriter:
         if not self._pieces:
             self.dirty_since = None
 
-    async def _drain(self) -> None:
-        """Submit what is pending, in order. Cancelled, the rest stays pending."""
+    async def _drain(self, *, sync: bool = False) -> None:
+        """Submit what is pending, in order. Cancelled, the rest stays pending.
+
+        With `sync`, the last of it to be acknowledged when it is on the disks.
+        """
         if not self._pending:
             return
         async with self._submitting:
@@ -272,7 +280,8 @@ class FileWriter:
                     group.append(self._pending.popleft())
                     size += len(group[-1].data)
                 try:
-                    ticket = await self._chunks.submit([memoryview(p.data) for p in group])
+                    raws = [memoryview(piece.data) for piece in group]
+                    ticket = await self._chunks.submit(raws, sync=sync and not self._pending)
                 except BaseException:
                     self._pending.extendleft(p for p in reversed(group) if p in self._pieces)
                     raise
@@ -308,7 +317,7 @@ class FileWriter:
         if self.dirty and not self._rounds:
             self._ask(partial)
 
-    def _ask(self, partial: bool) -> _Round:
+    def _ask(self, partial: bool, sync: bool = False) -> _Round:
         """The commit that publishes what is written now."""
         if partial:
             self._release_buffered()
@@ -322,13 +331,14 @@ class FileWriter:
             self._next_round = found
             self._rounds += 1
         found.partial = found.partial or partial
+        found.sync = found.sync or sync
         return found
 
     async def _run(self, commit: _Round) -> None:
         try:
             async with self._committing:
                 self._next_round = None
-                await self._publish(commit.partial)
+                commit.synced = await self._publish(commit.partial, commit.sync)
         except DfsError as error:
             log.info("inode %d: not committed yet: %s", self._ino, error)
             commit.error = error
@@ -350,36 +360,42 @@ class FileWriter:
             DfsError: nothing is lost by that: what was not published is held, and the next
                 commit tries again.
         """
-        if not self.dirty:
-            return
-        commit = self._ask(partial)
+        if self.dirty:
+            await self._done(self._ask(partial))
+
+    async def _done(self, commit: _Round) -> bool:
+        """Wait for a commit; whether it is on the master's disk. Raises its error."""
         await commit.done.wait()
         if commit.error is not None:
             raise from_wire(commit.error.to_wire())
+        return commit.synced
 
-    async def _publish(self, partial: bool) -> None:
+    async def _publish(self, partial: bool, sync: bool) -> bool:
+        """Commit; whether it is on the master's disk, which takes `sync`."""
         # What failed before this commit was asked for is no reason for it to fail.
         self._take_back(p for p in self._pieces if p.ticket is not None and p.ticket.error)
         for rewrites in range(_REWRITES_MAX + 1):
             try:
-                await self._drain()
-                await self._commit_pieces()
+                await self._drain(sync=sync)
+                synced = await self._commit_pieces(sync and not self._appended)
                 break
             except DfsError as error:
                 # The chunks died with the session; the bytes are still here.
                 if not self._worth_rewriting(error) or rewrites == _REWRITES_MAX:
                     raise
                 log.info("inode %d: writing again: %s", self._ino, error)
-        if partial:
-            await self._commit_appended()
+        if partial and self._appended:
+            synced = await self._commit_appended(sync)
+        return synced
 
-    async def _commit_pieces(self) -> None:
+    async def _commit_pieces(self, sync: bool) -> bool:
         pieces = {piece for piece in self._pieces if piece.ticket is not None}
         tickets = {piece.ticket: None for piece in pieces if piece.ticket is not None}
         await self._wait(tickets, pieces)
         spans = [span for span in self.overlay if span.value in pieces]
         extents = extents_of(spans)
         inode: Inode | None = None
+        synced = False
         if extents:
             ops = [
                 Commit(
@@ -391,7 +407,7 @@ class FileWriter:
             try:
                 # Each in a request of its own, so that the master serves others in between.
                 for op in ops:
-                    inode = await self._meta.do(op, cred=self.cred)
+                    inode, synced = await self._do(op, sync and op is ops[-1])
             except DfsError as error:
                 if self._worth_rewriting(error):
                     for ticket in tickets:
@@ -402,10 +418,22 @@ class FileWriter:
         self.overlay.remove(pieces.__contains__)
         self._drop(pieces)
         for ticket in tickets:
-            self._unsynced.update(dict.fromkeys(ticket.chunks))
-            ticket.settle()
+            self._settle(ticket)
         if inode is not None:
             self._owner.committed(inode, extents, len(ops), since)
+        return synced
+
+    async def _do(self, op: Commit, sync: bool) -> tuple[Inode | None, bool]:
+        if sync:
+            return await self._meta.do_durably(op, cred=self.cred)
+        return await self._meta.do(op, cred=self.cred), False
+
+    def _settle(self, ticket: Ticket) -> None:
+        """The extents of its pieces are committed."""
+        for chunk, end in ticket.ends.items():
+            if end > chunk.synced_length:
+                self._unsynced[chunk] = max(end, self._unsynced.get(chunk, 0))
+        ticket.settle()
 
     def _worth_rewriting(self, error: DfsError) -> bool:
         """Whether the chunks that the extents name are not this session's any more."""
@@ -435,14 +463,15 @@ class FileWriter:
                 piece.ticket = None
         self._pending.extendleft(reversed(again))
 
-    async def _commit_appended(self) -> None:
+    async def _commit_appended(self, sync: bool) -> bool:
         """Write what was appended, and let the master say where it goes.
 
         All appended bytes of one commit stand together in the file.
         """
         rewrites = 0
+        synced = False
         while self._appended:
-            attempt = self._attempt or await self._submit_appended()
+            attempt = self._attempt or await self._submit_appended(sync)
             try:
                 await attempt.ticket.wait()
             except DfsError:
@@ -454,12 +483,13 @@ class FileWriter:
             since = self._owner.version
             inode = await self._find(extents) if attempt.in_doubt else None
             placed: list[Extent] | None = None
+            synced = False
             if inode is None:
                 # Cancelled, or with no answer in time, it may take effect or not.
                 attempt.in_doubt = True
                 op = Commit(self._ino, tuple(extents), mtime_ns=self.mtime_ns, append=True)
                 try:
-                    inode = await self._meta.do(op, cred=self.cred)
+                    inode, synced = await self._do(op, sync)
                 except DfsError as error:
                     if not self._worth_rewriting(error):
                         attempt.in_doubt = not isinstance(error, FileSystemError)
@@ -479,8 +509,7 @@ class FileWriter:
                     placed = shifted(extents, inode.size - attempt.length)
             if self._attempt is attempt:
                 self._attempt = None
-                self._unsynced.update(dict.fromkeys(attempt.ticket.chunks))
-                attempt.ticket.settle()
+                self._settle(attempt.ticket)
                 for _ in range(attempt.count):
                     self._appended.popleft()
                 self._appended_bytes -= attempt.length
@@ -488,12 +517,14 @@ class FileWriter:
                 if not self.dirty:
                     self.dirty_since = None
             self._owner.committed(inode, placed, 1, since)
+        return synced
 
-    async def _submit_appended(self) -> _Attempt:
+    async def _submit_appended(self, sync: bool) -> _Attempt:
         count, discards = len(self._appended), self._discards
         data = memoryview(b"".join(self._appended))
         ticket = await self._chunks.submit(
-            [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
+            [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)],
+            sync=sync,
         )
         attempt = _Attempt(ticket, count, len(data))
         if discards == self._discards:
@@ -513,13 +544,18 @@ class FileWriter:
                 return None
             after = reply.extents[-1].end
 
-    async def sync(self) -> None:
-        """Commit, and make durable all that this writer ever committed."""
-        await self.commit()
-        for chunk in list(self._unsynced):
-            await self._chunks.sync_chunk(chunk)
-            if chunk.synced:
+    async def sync(self) -> bool:
+        """Commit, and make durable on the disks all that this writer ever committed.
+
+        Whether the commit is on the master's disk too; where it is not, a barrier brings it there.
+        """
+        synced = self.dirty and await self._done(self._ask(partial=True, sync=True))
+        for chunk, end in list(self._unsynced.items()):
+            if chunk.synced_length < end:
+                await self._chunks.sync_chunk(chunk)
+            if self._unsynced.get(chunk, end) <= chunk.synced_length:
                 self._unsynced.pop(chunk, None)
+        return synced
 
     def discard(self) -> None:
         """Give up all that is not committed. A commit under way may still take effect."""

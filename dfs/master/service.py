@@ -6,7 +6,7 @@ reads go to the store. What chunk servers ask is in `server_service`, what peopl
 """
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from inspect import iscoroutinefunction
 from random import Random
 from typing import Any, Final, cast
@@ -69,6 +69,7 @@ class _Applied(msgspec.Struct, array_like=True):
 
     results: msgspec.Raw
     position: m.LogPosition | None = None
+    synced: bool = False
 
 
 _decode_applied: Final = msgspec.msgpack.Decoder(_Applied).decode
@@ -179,7 +180,9 @@ class ClientService:
 
     # ------------------------------------------------------------------ changes
 
-    def apply(self, _: Peer, request: m.Apply, __: memoryview) -> bytes:
+    def apply(
+        self, _: Peer, request: m.Apply, __: memoryview
+    ) -> bytes | Coroutine[object, object, bytes]:
         session = request.session
         reply = self._journal.append(
             ApplyOps(self._now_ns(), session, request.sequence, request.cred, request.ops)
@@ -187,7 +190,17 @@ class ClientService:
         self._leases.heard(session)
         # A repeat may say more than its change needs: what is there by now was answered too.
         position = m.LogPosition(self._run, self._journal.position)
-        return _encode(_Applied(_decode_applied(reply).results, position))
+        applied = _Applied(_decode_applied(reply).results, position)
+        return self._synced(applied) if request.sync else _encode(applied)
+
+    async def _synced(self, applied: _Applied) -> bytes:
+        """The answer to a change, once that is on the disk."""
+        try:
+            await self._journal.sync()
+        except DfsError:
+            # It is made all the same; what is wrong with the disk a barrier will say.
+            return _encode(applied)
+        return _encode(_Applied(applied.results, applied.position, synced=True))
 
     def allocate_chunks(
         self, peer: Peer, request: m.AllocateChunks, _: memoryview

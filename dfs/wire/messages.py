@@ -316,6 +316,8 @@ class Apply(Message, frozen=True):
     sequence: int
     cred: Cred
     ops: tuple[AnyOp, ...]
+    sync: bool = False
+    """Reply when the change is on the master's disk, as after a SyncBarrier."""
 
 
 WINDOW: Final = 256
@@ -338,6 +340,8 @@ class Applied(Message, frozen=True):
     results: tuple[OpResult, ...]
     position: LogPosition | None = None
     """For the next SyncBarrier; None from an older master."""
+    synced: bool = False
+    """This change and all that this run answered before it are on the master's disk."""
 
 
 class Lookup(Message, frozen=True):
@@ -844,7 +848,8 @@ class Append(Message, frozen=True):
 
     The first append (`first_block` 0) creates the fragment. Idempotent by block index: records
     already stored are compared and skipped; a gap is a FragmentError that names the next index.
-    Every record's checksums are verified before the reply. A reply means: in the page cache.
+    Every record's checksums are verified before the reply. A reply means: in the page cache; with
+    `synced`, on the disk.
     """
 
     disk: DiskId
@@ -854,12 +859,16 @@ class Append(Message, frozen=True):
     m: int
     first_block: int
     blocks: int
+    sync: bool = False
+    """Reply when the fragment is on the disk up to these records, as after a SyncFragments."""
 
 
 class Appended(Message, frozen=True):
     next_block: int
     length: int
     """Raw bytes of the chunk covered by the fragment."""
+    synced: bool = False
+    """All that the fragment had up to the appended records is on the disk."""
 
 
 class ReadRecords(Message, frozen=True):

@@ -112,7 +112,7 @@ def sample_frames() -> dict[str, bytes]:
         "hello": pack(Kind.HELLO, 0, 0, encode_hello(Hello("client", "0.1.0", 1, 1, "c", b"t"))),
         "request GetInode(1), 30 s": pack(Kind.REQUEST, 22, 7, b"\x91\x01", 30_000),
         "request Append + payload": pack(
-            Kind.REQUEST, 100, 8, msgspec.msgpack.encode(Append(3, 4, 0, 1, 2, 0, 1)), 5000, 6
+            Kind.REQUEST, 100, 8, b"\x97\x03\x04\x00\x01\x02\x00\x01", 5000, 6
         )
         + b"record",
         "reply Empty()": pack(Kind.REPLY, 0, 7, b"\x90"),

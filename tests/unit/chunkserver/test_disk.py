@@ -319,6 +319,35 @@ async def test_a_sync_is_shared_by_all_who_wait(tmp_path: Path) -> None:
         assert threads.calls.count("sync") == 2
 
 
+async def test_an_append_that_is_to_be_durable_takes_one_turn_of_a_thread(tmp_path: Path) -> None:
+    records = encode([10, 20, 30])
+    async with opened(tmp_path, workers=(threads := CountingThreads())) as disk:
+        await disk.append(header(), batch(records[:1]))
+        threads.calls.clear()
+        await disk.append(header(), batch(records[1:2], 1), sync=True)
+        await disk.sync([7])
+        assert threads.calls == ["append"]
+        # What comes after it is not durable by that.
+        await disk.append(header(), batch(records[2:3], 2))
+        await disk.sync([7])
+        assert threads.calls == ["append", "append", "sync"]
+
+
+@pytest.mark.allow_logs("has failed: Input/output error")
+async def test_an_append_that_could_not_be_made_durable_fails_and_so_does_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "no such sector")
+
+    async with opened(tmp_path) as disk:
+        await store(disk, [1000])
+        monkeypatch.setattr(os, "fdatasync", fail)
+        with pytest.raises(DiskError, match="Input/output error"):
+            await disk.append(header(), batch(encode([1000, 10])[1:], 1), sync=True)
+        assert disk.report().failed
+
+
 async def test_what_was_there_before_a_restart_is_synced_too(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         await store(disk, [10])

@@ -105,6 +105,27 @@ async def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
         assert (await stat(peer)).next_block == 3
 
 
+async def test_who_asks_for_it_is_answered_when_what_he_appended_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fdatasync = os.fdatasync
+
+    def noted(fd: int) -> None:
+        fdatasync(fd)
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    async with serving(tmp_path) as peer:
+        records = encode([1000, 3])
+        assert await append(peer, records[:1]) == Appended(1, 1000, synced=False)
+        assert synced == []
+        request = Append(DISK, 7, 0, 1, 2, 1, 1, sync=True)
+        appended = await peer.call(request, Appended, payload=records[1:], timeout_s=10)
+        assert appended == Appended(2, 1003, synced=True)
+        assert synced == ["0000000000000007-00.open"]
+
+
 async def test_a_whole_chunk_is_written_in_parallel_and_read_in_big_pieces(
     real_disk_path: Path,
 ) -> None:

@@ -65,6 +65,40 @@ async def test_a_retried_change_takes_effect_once(autojump_clock: MockClock) -> 
         assert one.results[0].error is None
 
 
+@pytest.mark.allow_logs("flushing the metadata log")
+async def test_a_change_that_is_to_be_synced_says_whether_it_is(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise DfsError("the disk is broken")
+
+    async with grid(servers=0) as g:
+        session = await g.session()
+        synced: list[int] = []
+        sync = g.store.sync
+
+        def note() -> None:
+            sync()
+            synced.append(g.store.position)
+
+        monkeypatch.setattr(g.store, "sync", note)
+        request = m.Apply(session.id, 1, ROOT_CRED, (m.Create(1, b"a", 0o644),), sync=True)
+        applied = await g.call(request, m.Applied)
+        assert applied.synced
+        assert applied.position is not None
+        assert applied.position.position <= synced[-1]
+        # The change is made, and may be asked for again: only of the disk nothing is known.
+        monkeypatch.setattr(g.store, "sync", fail)
+        request = m.Apply(session.id, 2, ROOT_CRED, (m.Create(1, b"b", 0o644),), sync=True)
+        applied = await g.call(request, m.Applied)
+        assert applied.results[0].error is None
+        assert not applied.synced
+        with pytest.raises(DfsError, match="the disk is broken"):
+            await g.call(m.SyncBarrier(), m.Empty)
+        monkeypatch.setattr(g.store, "sync", sync)
+        assert (await g.call(request, m.Applied)).synced
+
+
 @pytest.mark.allow_logs(UNREACHABLE)
 async def test_a_session_lives_as_long_as_it_is_renewed(autojump_clock: MockClock) -> None:
     async with grid(servers=0) as g:

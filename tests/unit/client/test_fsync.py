@@ -1,0 +1,149 @@
+"""fsync: how few questions it takes, and what it asks where an answer says too little."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from msgspec.structs import replace
+from trio.testing import MockClock
+
+from dfs.chunkserver import fragment_file
+from dfs.client import Client
+from dfs.core.chunk import ChunkState
+from dfs.core.errors import LostChangesError
+from dfs.wire.messages import Appended, Applied, Message
+from tests.unit.client.rig import chunks_of, running
+
+
+@contextmanager
+def counted(client: Client, *, older: type[Message] | None = None) -> Iterator[Counter[str]]:
+    """Counts requests by name. Answers of type `older` say nothing of syncs, as they once did."""
+    pool = client.meta.link.pool
+    call = pool.call
+    asked: Counter[str] = Counter()
+
+    async def seen(address: str, request: Message, *args: Any, **more: Any) -> Any:
+        asked[type(request).__name__] += 1
+        reply = await call(address, request, *args, **more)
+        if isinstance(reply, Appended | Applied) and type(reply) is older:
+            return replace(reply, synced=False)
+        return reply
+
+    pool.call = seen  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        pool.call = call  # type: ignore[method-assign]
+
+
+async def test_new_bytes_are_brought_to_disk_by_one_question_to_each_server_and_the_master(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.fsync()
+            await file.write(b"two")
+            with counted(client) as asked:
+                await file.fsync()
+            assert asked == {"Append": 3, "Apply": 1}
+            await world.cut_power()
+            await file.fsync()
+        assert await client.read_file("/a") == b"onetwo"
+
+
+async def test_what_is_appended_is_brought_to_disk_the_same_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        async with await client.open("/log", "a") as log:
+            await log.write(b"one")
+            await log.fsync()
+            await log.write(b"two")
+            with counted(client) as asked:
+                await log.fsync()
+            assert asked == {"Append": 3, "Apply": 1}
+            await world.cut_power()
+            await log.fsync()
+        assert await client.read_file("/log") == b"onetwo"
+
+
+@pytest.mark.parametrize(
+    ("older", "more"), [(Appended, {"SyncFragments": 3}), (Applied, {"SyncBarrier": 1})]
+)
+async def test_who_does_not_say_that_it_has_synced_is_asked_to(
+    tmp_path: Path, autojump_clock: MockClock, older: type[Message], more: dict[str, int]
+) -> None:
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.fsync()
+            await file.write(b"two")
+            with counted(client, older=older) as asked:
+                await file.fsync()
+            assert asked == {"Append": 3, "Apply": 1, **more}
+
+
+async def test_what_was_published_before_is_brought_to_disk_too(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.flush()
+            with counted(client) as asked:
+                await file.fsync()
+            assert asked == {"SyncFragments": 3, "SyncBarrier": 1}
+            await world.cut_power()
+        assert await client.read_file("/a") == b"one"
+
+
+async def test_a_loss_is_told_also_where_there_is_something_new_to_write(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        async with await client.open("/a", "w") as file:
+            await file.fsync()
+            await file.write(b"one")
+            await file.flush()
+            await world.cut_power()
+            await file.pwrite(b"two", 100)
+            with pytest.raises(LostChangesError):
+                await file.fsync()
+            await file.fsync()
+
+
+@pytest.mark.allow_logs("disk .* has failed")
+async def test_a_disk_that_took_bytes_and_cannot_keep_them_does_not_count(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = str(tmp_path / "cs1")
+    sync_data = fragment_file._sync_data
+
+    def failing(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").startswith(bad):
+            raise OSError(errno.EIO, "no such sector")
+        sync_data(fd)
+
+    async with running(tmp_path, servers=3) as (_, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.flush()
+            (chunk,) = await chunks_of(client, "/a")
+            monkeypatch.setattr(fragment_file, "_sync_data", failing)
+            await file.write(b"two")
+            await file.fsync()
+            # The other two hold it; the chunk takes no more, and is sealed without the third.
+            await file.write(b"three")
+            await file.fsync()
+            await trio.sleep(1)
+        (located,) = (await client.meta.locate([chunk])).chunks
+        assert located.state is ChunkState.SEALED
+        assert [f.state.name for f in located.fragments].count("LOST") == 1
+        assert await client.read_file("/a") == b"onetwothree"
