@@ -13,32 +13,26 @@ is overlaid by the open file.
 
 import errno
 import os
-import stat
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import trio
-from msgspec.structs import replace as changed
 
-from dfs.client.client import Client
 from dfs.client.open_file import OpenFile, Part
 from dfs.core.errors import DfsError, FileSystemError, refuse
 from dfs.core.ids import InodeId
-from dfs.core.inode import Inode, InodeFlag
-from dfs.wire.messages import Cred, DirEntry, FsStats, SetAttr, XattrMode
-from dfs_fuse.caller import Caller, Credentials
-from dfs_fuse.handles import DirHandle, FileHandle, access_of
-from dfs_fuse.node_cache import NodeCache
-from dfs_fuse.profile import Profile
+from dfs.core.inode import Inode
+from dfs.wire.messages import Cred, SetAttr
+from dfs_fuse.caller import Caller
+from dfs_fuse.directories import Directories
+from dfs_fuse.handles import FileHandle, access_of
+from dfs_fuse.nodes import NAMES_MAX
+from dfs_fuse.tree import Tree
+from dfs_fuse.xattrs import ExtendedAttributes
 
-_READDIR_PAGE: Final = 1000
 _SMALL_BYTES: Final = 128 * 1024
 """A file up to this size is fetched as a whole when it is opened to be read."""
-_VERSIONS_MAX: Final = 30_000
-_RENAME_EXCHANGE: Final = 2
 _LOST_MAX: Final = 1000
 _REPLACED_MAX: Final = 16
 """So often an open follows a name that others keep giving to new files."""
@@ -46,120 +40,19 @@ _FRESH_S: Final = 0.02
 """A name that the master gave so short a time ago is not asked for again by an open."""
 
 
-class Vfs:
-    """See the module.
+class Vfs(Tree, Directories, ExtendedAttributes):
+    """All of it; here is what has to do with files. See the module."""
 
-    Attributes:
-        root: the inode that is mounted.
-        about: what the drivers answer to getxattr `user.dfs.mount` on the root.
-        profile: counts and times, kept by the drivers.
-    """
-
-    def __init__(
-        self,
-        client: Client,
-        nursery: trio.Nursery,
-        *,
-        root: InodeId,
-        read_only: bool = False,
-        attr_cache_s: float = 1.0,
-        by_path: bool = False,
-    ) -> None:
-        self.root = root
-        self.read_only = read_only
-        self.attr_cache_s = attr_cache_s
-        self.about = b""
-        self.profile = Profile()
-        self.client = client
-        self.cache = NodeCache(attr_cache_s)
-        self._meta = client.meta
-        self._files = client.files
-        self._nursery = nursery
-        self._credentials = Credentials()
+    def __init__(self, *args: Any, by_path: bool = False, **settings: Any) -> None:
+        """As `Nodes`. `by_path`: the kernel has pages of a file for each of its names."""
+        super().__init__(*args, **settings)
         self._by_path = by_path
-        """The kernel has pages of a file for each of its names."""
-        self._numbers = count(1)
         self._handles: dict[int, FileHandle] = {}
-        self._directories: dict[int, DirHandle] = {}
         self._seen: OrderedDict[InodeId, int] = OrderedDict()
         """The version of each file that the kernel's pages are of."""
-        self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
-        """How each inode was last found, and when; in pyfuse3 an open names no name."""
         self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
-        """The same of inodes that an open has found to be something else by now."""
-        self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
-        """Those this mount removed: they may be open, or the working directory of a process."""
-        client.files.on_commit = self._committed
-
-    # ---------------------------------------------------------------- what is believed
-
-    def cached(self, ino: InodeId) -> Inode | None:
-        """Attributes that need no question to the master. From any thread."""
-        file = self._files.get(ino)
-        if file is not None and file.dirty:
-            return None
-        return self.cache.attributes(ino)
-
-    def cached_child(self, parent: InodeId, name: bytes) -> InodeId | None:
-        """The inode of a name, if that needs no question. From any thread."""
-        return self.cache.child(parent, name)
-
-    def _learn(self, inode: Inode) -> Inode:
-        self.cache.learn(inode)
-        file = self._files.get(inode.ino)
-        if file is not None:
-            file.refresh(inode)
-        return inode
-
-    def _found(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
-        """`name` in `parent` is `inode`, as the master has just said."""
-        self._learn(inode)
-        self.cache.learn_name(parent, name, inode.ino)
-        self._names[inode.ino] = (parent, name, time.monotonic())
-        self._names.move_to_end(inode.ino)
-        if len(self._names) > _VERSIONS_MAX:
-            self._names.popitem(last=False)
-        return inode
-
-    def _added(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
-        """This mount has just put a new `name` into `parent`."""
-        directory = self.cache.attributes(parent)
-        if directory is not None:
-            # The same change, at the same time: as the master has it now.
-            self.cache.adjust(
-                changed(
-                    directory,
-                    size=directory.size + 1,
-                    nlink=directory.nlink + inode.is_dir,
-                    mtime_ns=inode.ctime_ns,
-                    ctime_ns=inode.ctime_ns,
-                )
-            )
-        return self._found(parent, name, inode)
-
-    def _removed(self, parent: InodeId, name: bytes, time_ns: int, subdirectories: int) -> None:
-        """This mount has just taken `name` out of `parent`, at that time by the master's clock."""
-        self._replaced(parent, name)
-        directory = self.cache.attributes(parent)
-        if directory is None or not time_ns:
-            self.cache.forget(parent)
-        else:
-            self.cache.adjust(
-                changed(
-                    directory,
-                    size=directory.size - 1,
-                    nlink=directory.nlink - subdirectories,
-                    mtime_ns=time_ns,
-                    ctime_ns=time_ns,
-                )
-            )
-
-    def _replaced(self, parent: InodeId, name: bytes) -> None:
-        """`name` in `parent` may be nothing now, or another inode."""
-        ino = self.cache.last_child(parent, name)
-        if ino is not None:
-            self.cache.forget(ino)
-        self.cache.forget_name(parent, name)
+        """How inodes were last found that an open has found to be something else by now."""
+        self._files.on_commit = self._committed
 
     def _committed(self, inode: Inode, since: int, operations: int) -> None:
         """This client's bytes are in the file now: see `OpenFiles.on_commit`."""
@@ -182,192 +75,9 @@ class Vfs:
         known = self._seen.get(inode.ino) == inode.version
         self._seen[inode.ino] = inode.version
         self._seen.move_to_end(inode.ino)
-        if len(self._seen) > _VERSIONS_MAX:
+        if len(self._seen) > NAMES_MAX:
             self._seen.popitem(last=False)
         return known
-
-    # ---------------------------------------------------------------- looking
-
-    async def lookup(self, parent: InodeId, name: bytes, caller: Caller) -> Inode:
-        """Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
-        found = self.cache.child(parent, name)
-        if found is not None:
-            try:
-                return await self.getattr(found)
-            except FileSystemError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                # Somebody else has replaced it within the moment that names are believed.
-                self.cache.forget_name(parent, name)
-        cred = self._searcher(caller)
-        inode = self._found(parent, name, await self._meta.lookup(parent, name, cred=cred))
-        file = self._files.get(inode.ino)
-        return inode if file is None or not file.dirty else await self._overlaid(file, inode)
-
-    async def walk(self, start: InodeId, names: Sequence[bytes], caller: Caller) -> InodeId:
-        """The inode at the end of a path, symlinks not followed: a driver by paths asks."""
-        ino = start
-        for name in names:
-            ino = (await self.lookup(ino, name, caller)).ino
-        return ino
-
-    def _searcher(self, caller: Caller) -> Cred:
-        """Whose right to search a directory the master checks: the kernel has checked already."""
-        return Cred(0, caller.gid)
-
-    async def getattr(self, ino: InodeId) -> Inode:
-        """The inode as this mount has it: with what was written and not published yet."""
-        inode = self.cache.attributes(ino)
-        file = self._files.get(ino)
-        if inode is None:
-            try:
-                inode = self._learn(await self._meta.get_inode(ino))
-            except FileSystemError as error:
-                removed = self._removed_directories.get(ino)
-                if error.errno != errno.ENOENT or removed is None:
-                    raise
-                return removed
-        return inode if file is None or not file.dirty else await self._overlaid(file, inode)
-
-    async def _overlaid(self, file: OpenFile, inode: Inode) -> Inode:
-        """`inode` with the size and times that unpublished writes give it."""
-        if inode.mode & (stat.S_ISUID | stat.S_ISGID):
-            # Publishing may clear them; what it does is the master's to say.
-            await file.flush()
-            return self._learn(
-                file.inode if not file.dirty else await self._meta.get_inode(file.ino)
-            )
-        written_ns = file.written_ns or inode.mtime_ns
-        return changed(
-            inode,
-            size=max(inode.size, file.size_with_appends),
-            mtime_ns=written_ns,
-            ctime_ns=max(written_ns, inode.ctime_ns),
-        )
-
-    async def readlink(self, ino: InodeId) -> bytes:
-        inode = await self.getattr(ino)
-        if not inode.is_symlink:
-            raise refuse(errno.EINVAL, f"inode {ino}")
-        return inode.target
-
-    async def statfs(self) -> FsStats:
-        return await self._meta.statfs()
-
-    # ---------------------------------------------------------------- changing the tree
-
-    async def mknod(
-        self, parent: InodeId, name: bytes, mode: int, rdev: int, caller: Caller
-    ) -> Inode:
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        inode = await self._meta.mknod(parent, name, mode, rdev, cred=cred)
-        return self._added(parent, name, inode)
-
-    async def mkdir(self, parent: InodeId, name: bytes, mode: int, caller: Caller) -> Inode:
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.mkdir(parent, name, mode, cred=cred))
-
-    async def symlink(self, parent: InodeId, name: bytes, target: bytes, caller: Caller) -> Inode:
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.symlink(parent, name, target, cred=cred))
-
-    async def link(self, ino: InodeId, parent: InodeId, name: bytes, caller: Caller) -> Inode:
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.hard_link(ino, parent, name, cred=cred))
-
-    async def unlink(self, parent: InodeId, name: bytes, caller: Caller) -> None:
-        self._check_writable()
-        await self._remove(self._meta.unlink, parent, name, caller, subdirectories=0)
-
-    async def rmdir(self, parent: InodeId, name: bytes, caller: Caller) -> None:
-        self._check_writable()
-        removed = self.cache.lookup(parent, name)
-        await self._remove(self._meta.rmdir, parent, name, caller, subdirectories=1)
-        self._remember_removed(removed)
-
-    async def _remove(
-        self,
-        remove: Callable[..., Awaitable[int]],
-        parent: InodeId,
-        name: bytes,
-        caller: Caller,
-        *,
-        subdirectories: int,
-    ) -> None:
-        try:
-            time_ns = await remove(parent, name, cred=self._credentials.of(caller))
-        except BaseException:
-            self._replaced(parent, name)
-            self.cache.forget(parent)
-            raise
-        self._removed(parent, name, time_ns, subdirectories)
-
-    async def rename(
-        self,
-        parent: InodeId,
-        name: bytes,
-        new_parent: InodeId,
-        new_name: bytes,
-        flags: int,
-        caller: Caller,
-    ) -> None:
-        """`flags` as renameat2(2) has them: NOREPLACE and EXCHANGE, else EINVAL."""
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        moved = self.cache.child(parent, name)
-        exchanged = self.cache.child(new_parent, new_name)
-        try:
-            victim = None if exchanged is None else self.cache.attributes(exchanged)
-            await self._meta.rename(parent, name, new_parent, new_name, flags, cred=cred)
-            self._renamed(moved, new_parent, new_name)
-            if flags & _RENAME_EXCHANGE:
-                self._renamed(exchanged, parent, name)
-            elif moved != exchanged:
-                self._remember_removed(victim)
-        except BaseException:
-            self._shuffled((parent, name), (new_parent, new_name))
-            raise
-        self._shuffled(
-            (parent, name),
-            (new_parent, new_name),
-            moved=True,
-            exchanged=bool(flags & _RENAME_EXCHANGE),
-        )
-
-    def _shuffled(
-        self,
-        old: tuple[InodeId, bytes],
-        new: tuple[InodeId, bytes],
-        *,
-        moved: bool = False,
-        exchanged: bool = False,
-    ) -> None:
-        """A rename has ended: nothing is believed, but which names are affected is kept."""
-        first, second = self.cache.last_child(*old), self.cache.last_child(*new)
-        for directory, entry in (old, new):
-            self._replaced(directory, entry)
-            self.cache.forget(directory)
-        if moved and not exchanged:
-            second = None
-        for place, ino in ((new if moved else old, first), (old if moved else new, second)):
-            if ino is not None:
-                self.cache.note_name(*place, ino)
-
-    def _renamed(self, ino: InodeId | None, parent: InodeId, name: bytes) -> None:
-        """The kernel knows the inode by this name from now on, and does not look it up."""
-        if ino is not None and ino in self._names:
-            self._names[ino] = (parent, name, time.monotonic())
-
-    def _remember_removed(self, inode: Inode | None) -> None:
-        """Where it is a directory that has just gone: what fstat says of it from now on."""
-        if inode is not None and inode.is_dir:
-            self._removed_directories[inode.ino] = changed(inode, nlink=0)
-            if len(self._removed_directories) > _LOST_MAX:
-                self._removed_directories.popitem(last=False)
 
     async def setattr(self, change: SetAttr, caller: Caller) -> Inode:
         """chmod, chown, truncate, utimens: after what was written before.
@@ -390,15 +100,6 @@ class Vfs:
         except BaseException:
             self.cache.forget(change.ino)
             raise
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise refuse(errno.EROFS, "this mount")
-
-    def is_dirty(self, ino: InodeId) -> bool:
-        """Whether this mount has written to it what is not published yet."""
-        file = self._files.get(ino)
-        return file is not None and file.dirty
 
     # ---------------------------------------------------------------- files
 
@@ -629,98 +330,6 @@ class Vfs:
             await self._files.close(handle.file)
 
     # ---------------------------------------------------------------- directories
-
-    def directory(self, number: int) -> DirHandle:
-        """An open directory by its number. Raises EBADF."""
-        try:
-            return self._directories[number]
-        except KeyError:
-            raise refuse(errno.EBADF, f"directory handle {number}") from None
-
-    async def opendir(self, ino: InodeId, caller: Caller) -> DirHandle:
-        # The kernel has checked the right to list it; from now on it may be listed, as POSIX says.
-        handle = DirHandle(next(self._numbers), ino, Cred(0, caller.gid))
-        self._directories[handle.number] = handle
-        return handle
-
-    async def readdir(self, handle: DirHandle, position: int) -> list[DirEntry]:
-        """Entries from a position on (0: the first), none at the end; without "." and "..".
-
-        Entries that stay are seen once, whatever else changes meanwhile.
-        """
-        if position == 0:
-            handle.names.clear()
-            handle.page, handle.page_start, handle.complete = [], 0, False
-        skip = position - handle.page_start
-        if 0 <= skip < len(handle.page):
-            return handle.page[skip:]
-        if position > len(handle.names):
-            raise refuse(errno.EINVAL, f"position {position} of a directory")
-        if handle.complete and position == len(handle.names):
-            return []
-        after = handle.names[position - 1] if position else b""
-        reply = await self._meta.readdir(
-            handle.ino, after=after, limit=_READDIR_PAGE, cred=handle.cred
-        )
-        # Names further on stay: a program may go there again.
-        names = [entry.name for entry in reply.entries]
-        handle.names[position : position + len(names)] = names
-        handle.page, handle.page_start = list(reply.entries), position
-        handle.complete = not reply.more
-        for entry in reply.entries:
-            file = self._files.get(entry.inode.ino)
-            if file is None or not file.dirty:
-                self._found(handle.ino, entry.name, entry.inode)
-        return handle.page
-
-    async def releasedir(self, handle: DirHandle) -> None:
-        self._directories.pop(handle.number, None)
-
-    async def fsyncdir(self, ino: InodeId) -> None:
-        """Return when the directory's changes are on disk; of the root: all this mount holds."""
-        if ino == self.root:
-            await self.client.sync()
-        else:
-            await self._meta.sync()
-
-    # ---------------------------------------------------------------- extended attributes
-
-    def has_no_xattrs(self, ino: InodeId) -> bool:
-        """Whether the inode certainly has none. From any thread; the kernel asks at every write."""
-        inode = self.cache.attributes(ino)
-        return inode is not None and not inode.flags & InodeFlag.XATTRS
-
-    async def getxattr(self, ino: InodeId, name: bytes) -> bytes:
-        """Raises ENODATA, EOPNOTSUPP for a namespace that is not supported."""
-        if ino == self.root and name == b"user.dfs.mount":
-            return self.about
-        if name.startswith(b"system."):
-            raise refuse(errno.EOPNOTSUPP, name.decode(errors="backslashreplace"))
-        if not (await self.getattr(ino)).flags & InodeFlag.XATTRS:
-            raise refuse(errno.ENODATA, f"inode {ino}")
-        return await self._meta.get_xattr(ino, name, cred=Cred(0, 0))
-
-    async def listxattr(self, ino: InodeId) -> tuple[bytes, ...]:
-        if not (await self.getattr(ino)).flags & InodeFlag.XATTRS:
-            return ()
-        return await self._meta.list_xattr(ino)
-
-    async def setxattr(
-        self, ino: InodeId, name: bytes, value: bytes, mode: XattrMode, caller: Caller
-    ) -> None:
-        self._check_writable()
-        cred = self._credentials.of(caller)
-        try:
-            await self._meta.set_xattr(ino, name, value, mode, cred=cred)
-        finally:
-            self.cache.forget(ino)
-
-    async def removexattr(self, ino: InodeId, name: bytes, caller: Caller) -> None:
-        self._check_writable()
-        try:
-            await self._meta.remove_xattr(ino, name, cred=self._credentials.of(caller))
-        finally:
-            self.cache.forget(ino)
 
 
 class _NameCheck:

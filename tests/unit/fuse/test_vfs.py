@@ -17,6 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import dfs_fuse.directories
 import dfs_fuse.vfs
 from dfs.client import Client
 from dfs.core.errors import DfsError, FileSystemError
@@ -387,7 +388,7 @@ async def walk(vfs: Vfs, ino: int = ROOT_INODE) -> list[bytes]:
 async def test_a_walk_sees_each_entry_that_stays_once(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dfs_fuse.vfs, "_READDIR_PAGE", 3)
+    monkeypatch.setattr(dfs_fuse.directories, "_READDIR_PAGE", 3)
     async with mounted(tmp_path) as (vfs, other):
         for number in range(10):
             await make(vfs, b"stays-%d" % number)
@@ -413,7 +414,7 @@ async def test_a_walk_sees_each_entry_that_stays_once(
 async def test_a_program_may_go_back_to_any_position(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dfs_fuse.vfs, "_READDIR_PAGE", 3)
+    monkeypatch.setattr(dfs_fuse.directories, "_READDIR_PAGE", 3)
     async with mounted(tmp_path) as (vfs, _):
         for number in range(8):
             await make(vfs, b"%d" % number)

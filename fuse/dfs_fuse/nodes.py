@@ -1,0 +1,213 @@
+"""Inodes and names as a mount has them: what may be believed without asking, and looking.
+
+`Nodes` is the ground that the parts of the file system (`vfs`) stand on. Attributes and names are
+believed for `attr_cache_s`; every change of this mount goes into what is believed at once, and
+what is written and not published yet is overlaid by the open file.
+"""
+
+import errno
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+from typing import Final
+
+import trio
+from msgspec.structs import replace as changed
+
+from dfs.client.client import Client
+from dfs.client.open_file import OpenFile
+from dfs.core.errors import FileSystemError, refuse
+from dfs.core.ids import InodeId
+from dfs.core.inode import Inode
+from dfs.wire.messages import Cred, FsStats
+from dfs_fuse.caller import Caller, Credentials
+from dfs_fuse.node_cache import NodeCache
+from dfs_fuse.profile import Profile
+
+NAMES_MAX: Final = 30_000
+
+
+class Nodes:
+    """See the module.
+
+    Attributes:
+        root: the inode that is mounted.
+        about: what the drivers answer to getxattr `user.dfs.mount` on the root.
+        profile: counts and times, kept by the drivers.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        nursery: trio.Nursery,
+        *,
+        root: InodeId,
+        read_only: bool = False,
+        attr_cache_s: float = 1.0,
+    ) -> None:
+        self.root = root
+        self.read_only = read_only
+        self.attr_cache_s = attr_cache_s
+        self.about = b""
+        self.profile = Profile()
+        self.client = client
+        self.cache = NodeCache(attr_cache_s)
+        self._meta = client.meta
+        self._files = client.files
+        self._nursery = nursery
+        self._credentials = Credentials()
+        self._numbers = count(1)
+        """Of handles."""
+        self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
+        """How each inode was last found, and when; in pyfuse3 an open names no name."""
+        self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
+        """Those this mount removed: they may be open, or the working directory of a process."""
+
+    # ---------------------------------------------------------------- what is believed
+
+    def cached(self, ino: InodeId) -> Inode | None:
+        """Attributes that need no question to the master. From any thread."""
+        file = self._files.get(ino)
+        if file is not None and file.dirty:
+            return None
+        return self.cache.attributes(ino)
+
+    def cached_child(self, parent: InodeId, name: bytes) -> InodeId | None:
+        """The inode of a name, if that needs no question. From any thread."""
+        return self.cache.child(parent, name)
+
+    def _learn(self, inode: Inode) -> Inode:
+        self.cache.learn(inode)
+        file = self._files.get(inode.ino)
+        if file is not None:
+            file.refresh(inode)
+        return inode
+
+    def _found(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
+        """`name` in `parent` is `inode`, as the master has just said."""
+        self._learn(inode)
+        self.cache.learn_name(parent, name, inode.ino)
+        self._names[inode.ino] = (parent, name, time.monotonic())
+        self._names.move_to_end(inode.ino)
+        if len(self._names) > NAMES_MAX:
+            self._names.popitem(last=False)
+        return inode
+
+    def _added(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
+        """This mount has just put a new `name` into `parent`."""
+        directory = self.cache.attributes(parent)
+        if directory is not None:
+            # The same change, at the same time: as the master has it now.
+            self.cache.adjust(
+                changed(
+                    directory,
+                    size=directory.size + 1,
+                    nlink=directory.nlink + inode.is_dir,
+                    mtime_ns=inode.ctime_ns,
+                    ctime_ns=inode.ctime_ns,
+                )
+            )
+        return self._found(parent, name, inode)
+
+    def _removed(self, parent: InodeId, name: bytes, time_ns: int, subdirectories: int) -> None:
+        """This mount has just taken `name` out of `parent`, at that time by the master's clock."""
+        self._replaced(parent, name)
+        directory = self.cache.attributes(parent)
+        if directory is None or not time_ns:
+            self.cache.forget(parent)
+        else:
+            self.cache.adjust(
+                changed(
+                    directory,
+                    size=directory.size - 1,
+                    nlink=directory.nlink - subdirectories,
+                    mtime_ns=time_ns,
+                    ctime_ns=time_ns,
+                )
+            )
+
+    def _replaced(self, parent: InodeId, name: bytes) -> None:
+        """`name` in `parent` may be nothing now, or another inode."""
+        ino = self.cache.last_child(parent, name)
+        if ino is not None:
+            self.cache.forget(ino)
+        self.cache.forget_name(parent, name)
+
+    # ---------------------------------------------------------------- looking
+
+    async def lookup(self, parent: InodeId, name: bytes, caller: Caller) -> Inode:
+        """Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
+        found = self.cache.child(parent, name)
+        if found is not None:
+            try:
+                return await self.getattr(found)
+            except FileSystemError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                # Somebody else has replaced it within the moment that names are believed.
+                self.cache.forget_name(parent, name)
+        cred = self._searcher(caller)
+        inode = self._found(parent, name, await self._meta.lookup(parent, name, cred=cred))
+        file = self._files.get(inode.ino)
+        return inode if file is None or not file.dirty else await self._overlaid(file, inode)
+
+    async def walk(self, start: InodeId, names: Sequence[bytes], caller: Caller) -> InodeId:
+        """The inode at the end of a path, symlinks not followed: a driver by paths asks."""
+        ino = start
+        for name in names:
+            ino = (await self.lookup(ino, name, caller)).ino
+        return ino
+
+    def _searcher(self, caller: Caller) -> Cred:
+        """Whose right to search a directory the master checks: the kernel has checked already."""
+        return Cred(0, caller.gid)
+
+    async def getattr(self, ino: InodeId) -> Inode:
+        """The inode as this mount has it: with what was written and not published yet."""
+        inode = self.cache.attributes(ino)
+        file = self._files.get(ino)
+        if inode is None:
+            try:
+                inode = self._learn(await self._meta.get_inode(ino))
+            except FileSystemError as error:
+                removed = self._removed_directories.get(ino)
+                if error.errno != errno.ENOENT or removed is None:
+                    raise
+                return removed
+        return inode if file is None or not file.dirty else await self._overlaid(file, inode)
+
+    async def _overlaid(self, file: OpenFile, inode: Inode) -> Inode:
+        """`inode` with the size and times that unpublished writes give it."""
+        if inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            # Publishing may clear them; what it does is the master's to say.
+            await file.flush()
+            return self._learn(
+                file.inode if not file.dirty else await self._meta.get_inode(file.ino)
+            )
+        written_ns = file.written_ns or inode.mtime_ns
+        return changed(
+            inode,
+            size=max(inode.size, file.size_with_appends),
+            mtime_ns=written_ns,
+            ctime_ns=max(written_ns, inode.ctime_ns),
+        )
+
+    async def readlink(self, ino: InodeId) -> bytes:
+        inode = await self.getattr(ino)
+        if not inode.is_symlink:
+            raise refuse(errno.EINVAL, f"inode {ino}")
+        return inode.target
+
+    async def statfs(self) -> FsStats:
+        return await self._meta.statfs()
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise refuse(errno.EROFS, "this mount")
+
+    def is_dirty(self, ino: InodeId) -> bool:
+        """Whether this mount has written to it what is not published yet."""
+        file = self._files.get(ino)
+        return file is not None and file.dirty
