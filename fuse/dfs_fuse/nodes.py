@@ -133,6 +133,9 @@ class Nodes:
         ino = self.cache.last_child(parent, name)
         if ino is not None:
             self.cache.forget(ino)
+            if self._names.get(ino, ())[:2] == (parent, name):
+                # It may have others: an open must not ask whether it still has this one.
+                del self._names[ino]
         self.cache.forget_name(parent, name)
 
     # ---------------------------------------------------------------- looking

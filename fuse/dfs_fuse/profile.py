@@ -38,6 +38,13 @@ class Profile:
         operation.total_ns += took
         operation.slowest_ns = max(operation.slowest_ns, took)
 
+    def count(self, name: str) -> None:
+        """An operation has ended that took no time worth to be measured."""
+        operation = self._operations.get(name)
+        if operation is None:
+            operation = self._operations.setdefault(name, _Operation())
+        operation.count += 1
+
     def report(self) -> str:
         """A table, the operations that took longest in all first."""
         elapsed = time.monotonic() - self._since
