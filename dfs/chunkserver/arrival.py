@@ -22,6 +22,7 @@ from dfs.chunkserver.fragment_format import (
     parse_name,
 )
 from dfs.chunkserver.health import Health
+from dfs.chunkserver.page_cache import drop
 from dfs.chunkserver.room import Room
 from dfs.core.errors import DfsError, FragmentError
 from dfs.core.ids import ChunkId
@@ -48,14 +49,12 @@ class Arrival:
             DfsError: they are refused (damaged, no room, the disk failed), or nobody wants them.
         """
         self._check_wanted()
-        (outcome,) = await self._health.run(self.file.append, [batch], self._room.claim)
-        if isinstance(outcome, DfsError):
-            raise outcome
+        await self._health.run(_append, self.file, batch, self._room)
 
     async def seal(self, length: int) -> None:
         """See `FragmentFile.seal`: it is durable then, and a crash does not undo it any more."""
         self._check_wanted()
-        await self._health.run(self.file.seal, length, self._room.account)
+        await self._health.run(_seal, self.file, length, self._room)
 
     async def publish(self, directory: str, held: FragmentName | None) -> int:
         """Move it to `directory`, in the place of `held`; the bytes that frees. Of `Disk.adopt`."""
@@ -110,6 +109,21 @@ class Arrivals:
         arrival = self._under_way.get(chunk)
         if arrival is not None:
             arrival.abandoned = True
+
+
+def _append(file: FragmentFile, batch: Batch, room: Room) -> None:
+    start = file.index.file_end
+    (outcome,) = file.append([batch], room.claim_upkeep)
+    if isinstance(outcome, DfsError):
+        raise outcome
+    # Has it written at once, a bit at a time: all of it at the end would hold up clients' syncs.
+    drop(file.fd, start, file.index.file_end - start)
+
+
+def _seal(file: FragmentFile, length: int, room: Room) -> None:
+    file.seal(length, room.account)
+    # Nobody reads it right now: the page cache is for what clients use.
+    drop(file.fd, 0, 0)
 
 
 def settle(disk: Path) -> None:

@@ -19,7 +19,8 @@ class ChunkServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = ""
     zone: str = ""
     capacity_bytes: int | None = None
-    """dfs stores at most this much on each disk; None: all but the reserve."""
+    """Clients store at most this much on each disk, and upkeep (at most 128 MiB) more while it
+    rewrites; None: all but the reserve."""
     reserve: Reserve = Reserve()
     token: bytes = b""
     """The cluster's shared secret."""

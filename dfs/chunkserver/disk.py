@@ -22,6 +22,7 @@ from dfs.chunkserver.fragment_file import Batch, FragmentFile, FragmentGoneError
 from dfs.chunkserver.fragment_format import FragmentHeader, FragmentName, directory_of
 from dfs.chunkserver.health import Health
 from dfs.chunkserver.identity import Identity
+from dfs.chunkserver.pace import Traffic
 from dfs.chunkserver.room import Room
 from dfs.core.errors import (
     ConfigError,
@@ -62,6 +63,7 @@ class Disk:
         self.catalog = catalog
         self.room = room
         self.health = health
+        self.traffic = Traffic()
         self.arrivals = Arrivals(path, health, room)
         self._lock_fd = lock_fd
         self._cache = cache

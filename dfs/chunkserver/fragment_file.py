@@ -46,8 +46,6 @@ REPLY_MAX_BYTES: Final = 12 * 1024 * 1024
 
 _SCAN_BYTES: Final = 4 * 1024 * 1024
 _IOV_MAX: Final = 1024
-_PROBE_STEP_BYTES: Final = 512 * 1024
-_WARM_STEP_BYTES: Final = 128 * 1024
 
 
 class FragmentGoneError(FragmentError):
@@ -203,41 +201,6 @@ class FragmentFile:
                 f"{self.promised_length} bytes are left"
             )
         return start, size, records
-
-    def is_cached(self, offset: int, length: int) -> bool:
-        """Whether the range is in the page cache, as far as samples tell. Does not block."""
-        byte = bytearray(1)
-        end = offset + length
-        try:
-            for position in (*range(offset, end, _PROBE_STEP_BYTES), end - 1):
-                os.preadv(self._fd, [byte], position, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            return False
-        return True
-
-    def warm(self, offset: int, length: int) -> None:
-        """Bring the range into the page cache, without copying it: blocks until it is there.
-
-        All of it is read: a bad sector has to show here, where it costs one request. In the
-        middle of an answer it would cost the connection.
-        """
-        # In small steps: the kernel cuts one long advice off at its read-ahead size.
-        end = offset + length
-        for position in range(offset, end, _WARM_STEP_BYTES):
-            os.posix_fadvise(self._fd, position, _WARM_STEP_BYTES, os.POSIX_FADV_WILLNEED)
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            while offset < end:
-                sent = os.sendfile(nowhere, self._fd, offset, end - offset)
-                if not sent:
-                    return  # cut short meanwhile: who sends it will notice
-                offset += sent
-        finally:
-            os.close(nowhere)
 
     # ------------------------------------------------------------------ writing
 

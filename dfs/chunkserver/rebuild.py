@@ -13,6 +13,7 @@ from dfs.chunkserver.arrival import Arrival
 from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment_file import Batch
 from dfs.chunkserver.fragment_format import FragmentHeader
+from dfs.chunkserver.pace import Rate
 from dfs.chunkserver.sources import Block, Sources
 from dfs.chunkserver.verify import verify
 from dfs.core.block import restore_record
@@ -35,27 +36,28 @@ async def rebuild(
         UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
     )
     disk.health.check()
+    rate = Rate(request.rate)
     async with disk.arrivals.make(header) as arrival:
-        stored = await _held(disk, header, request.length)
+        stored = await _held(disk, header, request.length, rate)
         if stored is not None:
             return RebuiltFragment(stored, 0)
         sources = Sources(
             pool, workers, request.chunk, Redundancy(request.k, request.m), request.sources,
             index=header.content_index,
         )  # fmt: skip
-        await _fill(arrival, sources, request.length, workers)
+        await _fill(disk, arrival, sources, request.length, workers, rate)
         await arrival.seal(request.length)
         await disk.adopt(arrival)
         bad = tuple(sorted(sources.bad.items()))
         return RebuiltFragment(arrival.file.stored_bytes, sources.read_bytes, bad)
 
 
-async def _held(disk: Disk, header: FragmentHeader, length: int) -> int | None:
+async def _held(disk: Disk, header: FragmentHeader, length: int, rate: Rate) -> int | None:
     """Bytes of the file of this very fragment, if it is there, sealed and good."""
     name = disk.catalog.get(header.chunk)
     if name is None or name.index != header.index or name.length is None:
         return None
-    verdict = await verify(disk, header.chunk, header.index, length)
+    verdict = await verify(disk, header.chunk, header.index, length, rate)
     if verdict.reason:
         return None
     try:
@@ -68,7 +70,9 @@ async def _held(disk: Disk, header: FragmentHeader, length: int) -> int | None:
         fragment.unpin()
 
 
-async def _fill(arrival: Arrival, sources: Sources, length: int, workers: Workers) -> None:
+async def _fill(
+    disk: Disk, arrival: Arrival, sources: Sources, length: int, workers: Workers, rate: Rate
+) -> None:
     """Write all records of the fragment."""
     failure: DfsError | None = None
     send, receive = trio.open_memory_channel[list[Block] | DfsError](0)
@@ -77,6 +81,7 @@ async def _fill(arrival: Arrival, sources: Sources, length: int, workers: Worker
         async with send:
             offset = 0
             while offset < length:
+                before = sources.read_bytes
                 try:
                     blocks = await sources.gather(offset, min(offset + RANGE_BYTES, length))
                 except DfsError as error:
@@ -84,6 +89,7 @@ async def _fill(arrival: Arrival, sources: Sources, length: int, workers: Worker
                     return
                 await send.send(blocks)
                 offset = blocks[-1].header.raw_end
+                await rate.spend(sources.read_bytes - before)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
@@ -92,7 +98,9 @@ async def _fill(arrival: Arrival, sources: Sources, length: int, workers: Worker
                 async for blocks in receive:
                     if isinstance(blocks, DfsError):
                         raise blocks
-                    await arrival.append(await workers.run(_restore, blocks, sources))
+                    batch = await workers.run(_restore, blocks, sources)
+                    await disk.traffic.turn()
+                    await arrival.append(batch)
             except DfsError as error:
                 failure = error
         nursery.cancel_scope.cancel()

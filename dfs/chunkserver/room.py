@@ -11,12 +11,15 @@ import msgspec
 from dfs.core.errors import NoSpaceError
 
 _GIB = 1024**3
+_BEYOND_MOST_BYTES = 128 * 1024**2
+"""Upkeep may go so far beyond a capacity that is set: two chunks."""
 
 
 class Reserve(msgspec.Struct, frozen=True):
     """Free space of the file system that client data never takes.
 
-    Kept for what must work on a full disk: index footers, the disk's own files, other programs.
+    Kept for what must work on a full disk: fragments that are moved or made anew (these leave a
+    quarter of it), index footers, the disk's own files, other programs.
     """
 
     fraction: float = 0.01
@@ -62,13 +65,24 @@ class Room:
         Raises:
             NoSpaceError: they would not leave the reserve, or exceed the capacity.
         """
+        self._claim(count, upkeep=False)
+
+    def claim_upkeep(self, count: int) -> None:
+        """As `claim`, for fragments that are moved or made anew.
+
+        These may use most of the reserve, and go a little beyond the capacity: on disks that are
+        full, room is made by writing first what is still needed of chunks.
+        """
+        self._claim(count, upkeep=True)
+
+    def _claim(self, count: int, *, upkeep: bool) -> None:
         if count <= 0:
             self.account(count)
             return
         status = os.statvfs(self._path)  # before the lock: a hung disk must not hold it
         with self._lock:
-            free, rule = self._available(status)
-            self._free = free
+            self._free = self._available(status)[0]
+            free, rule = self._available(status, upkeep=upkeep)
             if free < count:
                 raise NoSpaceError(
                     f"disk {self._path} is full: {free} bytes may still be written, "
@@ -76,7 +90,7 @@ class Room:
                     hint="delete files, add disks or servers",
                 )
             self._used += count
-            self._free -= count
+            self._free = max(0, self._free - count)
 
     def account(self, count: int) -> None:
         """Note that the files grew (or shrank) by `count` bytes, whatever the room."""
@@ -84,14 +98,18 @@ class Room:
             self._used += count
             self._free = max(0, self._free - count)
 
-    def _available(self, status: os.statvfs_result) -> tuple[int, str]:
+    def _available(self, status: os.statvfs_result, *, upkeep: bool = False) -> tuple[int, str]:
         """Bytes that may still be written, and the rule that bounds them."""
         reserve = self._reserve.of(status.f_blocks * status.f_frsize)
+        if upkeep:
+            reserve //= 4
         free = status.f_bavail * status.f_frsize - reserve
         rule = f"a reserve of {reserve} bytes is kept on its file system"
         if status.f_files and status.f_favail == 0:
             free, rule = 0, "its file system has no inodes left"
-        if self._capacity_bytes is not None and self._capacity_bytes - self._used < free:
-            free = self._capacity_bytes - self._used
-            rule = f"its capacity is set to {self._capacity_bytes} bytes"
+        if self._capacity_bytes is not None:
+            beyond = min(_BEYOND_MOST_BYTES, self._capacity_bytes // 4) if upkeep else 0
+            if self._capacity_bytes + beyond - self._used < free:
+                free = self._capacity_bytes + beyond - self._used
+                rule = f"its capacity is set to {self._capacity_bytes} bytes"
         return max(0, free), rule

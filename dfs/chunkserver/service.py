@@ -15,6 +15,7 @@ from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch
 from dfs.chunkserver.fragment_format import FragmentHeader, possible
+from dfs.chunkserver.page_cache import drop, is_cached, warm
 from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
 from dfs.wire.handlers import FilePayload, Handler, Peer, ReplyResult
@@ -91,7 +92,11 @@ class ChunkService:
             UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
         )
         batch = Batch(request.first_block, request.blocks, payload)
-        reached = await disk.append(header, batch, sync=request.sync)
+        disk.traffic.begin()
+        try:
+            reached = await disk.append(header, batch, sync=request.sync)
+        finally:
+            disk.traffic.end()
         return Appended(reached.next_block, reached.length, request.sync)
 
     def read(
@@ -103,18 +108,32 @@ class ChunkService:
                 f"cannot read {request.length} bytes at {request.offset}: "
                 f"0 to {READ_MAX_BYTES} at once are allowed"
             )
+        if request.background:
+            return self._read_in_background(disk, request)
         fragment = disk.peek(request.chunk)
         if fragment is not None:
             try:
                 start, size, records = fragment.file.locate(request.offset, request.length)
                 if not size:
                     return _NO_RECORDS
-                if fragment.file.is_cached(start, size):
+                if is_cached(fragment.file.fd, start, size):
+                    disk.traffic.touch()
                     fragment.pin()
                     return _records(disk, fragment, start, size, records)
             except (FragmentError, OSError):
                 pass  # the slow way looks closer
-        return self._read_slowly(disk, request)
+        return self._read_first(disk, request)
+
+    async def _read_first(self, disk: Disk, request: ReadRecords) -> ReplyResult:
+        disk.traffic.begin()
+        try:
+            return await self._read_slowly(disk, request)
+        finally:
+            disk.traffic.end()
+
+    async def _read_in_background(self, disk: Disk, request: ReadRecords) -> ReplyResult:
+        await disk.traffic.turn()
+        return await self._read_slowly(disk, request)
 
     async def _read_slowly(self, disk: Disk, request: ReadRecords) -> ReplyResult:
         fragment = await disk.fragment(request.chunk)
@@ -122,10 +141,12 @@ class ChunkService:
             start, size, records = fragment.file.locate(request.offset, request.length)
             if not size:
                 return _NO_RECORDS
-            if not fragment.file.is_cached(start, size):
-                await disk.health.run_read(fragment.file.warm, start, size)
+            cached = is_cached(fragment.file.fd, start, size)
+            if not cached:
+                await disk.health.run_read(warm, fragment.file.fd, start, size)
             fragment.pin()
-            return _records(disk, fragment, start, size, records)
+            once = request.background and not cached
+            return _records(disk, fragment, start, size, records, once=once)
         except FragmentError:
             await disk.look_again(fragment)
             raise
@@ -139,7 +160,11 @@ class ChunkService:
     async def sync(self, _: Peer, request: SyncFragments, payload: memoryview) -> Empty:
         disk = self.disk(request.disk)
         _check_count(len(request.chunks))
-        await disk.sync(request.chunks)
+        disk.traffic.begin()
+        try:
+            await disk.sync(request.chunks)
+        finally:
+            disk.traffic.end()
         return Empty()
 
     async def seal(self, _: Peer, request: SealFragment, payload: memoryview) -> FragmentStatus:
@@ -175,14 +200,24 @@ class ChunkService:
         )
 
 
-def _records(disk: Disk, fragment: Fragment, start: int, size: int, records: int) -> ReplyResult:
-    """The answer to a read; takes over a pin, which goes when the bytes have been sent."""
+def _records(
+    disk: Disk, fragment: Fragment, start: int, size: int, records: int, *, once: bool = False
+) -> ReplyResult:
+    """The answer to a read; takes over a pin, which goes when the bytes have been sent.
+
+    `once`: they need not stay in the page cache then.
+    """
 
     def judge(error: DfsError) -> None:
         if isinstance(error, DiskError):  # a file cut short is noticed at the next use
             disk.health.judge_read(error)
 
-    payload = FilePayload(fragment.file.fd, ((start, size),), close=fragment.unpin, on_error=judge)
+    def drop_and_unpin() -> None:
+        drop(fragment.file.fd, start, size)
+        fragment.unpin()
+
+    close = drop_and_unpin if once else fragment.unpin
+    payload = FilePayload(fragment.file.fd, ((start, size),), close=close, on_error=judge)
     return RecordsReply(records), payload
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from dfs.chunkserver.fragment_format import possible
+from dfs.chunkserver.pace import Rate
 from dfs.chunkserver.rebuild import rebuild
 from dfs.chunkserver.service import ChunkService, is_chunk
 from dfs.chunkserver.verify import verify
@@ -61,7 +62,9 @@ class Upkeep:
         disk = self._service.disk(request.disk)
         _check_length(request.length)
         async with self._turns:
-            return await verify(disk, request.chunk, request.index, request.length)
+            return await verify(
+                disk, request.chunk, request.index, request.length, Rate(request.rate)
+            )
 
 
 def _check_fragment(chunk: int, index: int, k: int, m: int) -> None:

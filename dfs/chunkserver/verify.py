@@ -16,6 +16,8 @@ from dfs.chunkserver.fragment_format import (
     decode_tail,
     footer_bytes,
 )
+from dfs.chunkserver.pace import Rate
+from dfs.chunkserver.page_cache import drop, is_cached
 from dfs.core.block import parse_records
 from dfs.core.errors import CorruptError, DiskError, FragmentError
 from dfs.core.ids import ChunkId
@@ -25,7 +27,9 @@ STEP_BYTES: Final = 2 * 1024 * 1024
 """Of records read and checked at a time."""
 
 
-async def verify(disk: Disk, chunk: ChunkId, index: int, length: int) -> FragmentVerdict:
+async def verify(
+    disk: Disk, chunk: ChunkId, index: int, length: int, rate: Rate
+) -> FragmentVerdict:
     """See `VerifyFragment`.
 
     Raises:
@@ -43,7 +47,7 @@ async def verify(disk: Disk, chunk: ChunkId, index: int, length: int) -> Fragmen
         disk.health.check()
         return FragmentVerdict("corrupt", f"it cannot be opened: {error.message}", 0)
     try:
-        verdict = await _check(disk, fragment, index, length)
+        verdict = await _check(disk, fragment, index, length, rate)
         if verdict.reason in {"missing", "short"}:
             await disk.look_again(fragment)
         return verdict
@@ -51,27 +55,45 @@ async def verify(disk: Disk, chunk: ChunkId, index: int, length: int) -> Fragmen
         fragment.unpin()
 
 
-async def _check(disk: Disk, fragment: Fragment, index: int, length: int) -> FragmentVerdict:
+async def _check(
+    disk: Disk, fragment: Fragment, index: int, length: int, rate: Rate
+) -> FragmentVerdict:
     file = fragment.file
+    problem = _misfit(file, index, length)
+    if problem is not None:
+        return FragmentVerdict(*problem, 0)
     read = 0
+    fd = -1
     try:
-        problem = _misfit(file, index, length)
-        if problem is None:
-            if file.sealed:
-                await disk.health.run_read(_check_footer, file)
-            first = 0
-            last = len(file.index) if file.sealed else file.index.blocks_within(length)
-            while first < last:
-                first, size = await disk.health.run_read(_check_records, file, first, last)
-                read += size
-            problem = "", ""
+        fd = await disk.health.run_read(_open, file.path)
+        if file.sealed:
+            await disk.health.run_read(_check_footer, file, fd)
+        first = 0
+        last = len(file.index) if file.sealed else file.index.blocks_within(length)
+        while first < last:
+            await disk.traffic.turn()
+            first, size = await disk.health.run_read(_check_records, file, fd, first, last)
+            read += size
+            await rate.spend(size)
     except CorruptError as error:
-        problem = "corrupt", error.message
+        return FragmentVerdict("corrupt", error.message, read)
+    except FragmentError as error:
+        return FragmentVerdict("missing", error.message, read)
     except DiskError as error:
         disk.health.check()
         # A bad sector, so far: this fragment is to be made anew.
-        problem = "corrupt", f"it cannot be read: {error.message}"
-    return FragmentVerdict(*problem, read)
+        return FragmentVerdict("corrupt", f"it cannot be read: {error.message}", read)
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return FragmentVerdict("", "", read)
+
+
+def _open(path: str) -> int:
+    """A descriptor of our own, without read-ahead: it would look like a client's pages later."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    return fd
 
 
 def _misfit(file: FragmentFile, index: int, length: int) -> tuple[str, str] | None:
@@ -88,18 +110,18 @@ def _misfit(file: FragmentFile, index: int, length: int) -> tuple[str, str] | No
     return None
 
 
-def _check_footer(file: FragmentFile) -> None:
+def _check_footer(file: FragmentFile, fd: int) -> None:
     """Raises CorruptError unless the footer on disk is the index in use."""
-    size = os.fstat(file.fd).st_size
+    size = os.fstat(fd).st_size
     length = footer_bytes(len(file.index))
-    footer = os.pread(file.fd, length, size - length)
+    footer = os.pread(fd, length, size - length)
     decode_tail(footer[-TAIL_BYTES:], file.header, size)
     index = decode_footer(footer, file.header)
     if (index.raw_ends, index.file_ends) != (file.index.raw_ends, file.index.file_ends):
         raise CorruptError("its index is not that of its records")
 
 
-def _check_records(file: FragmentFile, first: int, last: int) -> tuple[int, int]:
+def _check_records(file: FragmentFile, fd: int, first: int, last: int) -> tuple[int, int]:
     """Check records from block `first` on, up to `last`; the next one, and the bytes read."""
     index, header = file.index, file.header
     start = index.start_of(first)
@@ -107,10 +129,10 @@ def _check_records(file: FragmentFile, first: int, last: int) -> tuple[int, int]
     while end < last and index.start_of(end + 1) - start <= STEP_BYTES:
         end += 1
     size = index.start_of(end) - start
-    cached = file.is_cached(start, size)
-    data = os.pread(file.fd, size, start)
+    cached = is_cached(fd, start, size)
+    data = os.pread(fd, size, start)
     if not cached:
-        os.posix_fadvise(file.fd, start, size, os.POSIX_FADV_DONTNEED)
+        drop(fd, start, size)
     records = parse_records(
         memoryview(data), chunk=header.chunk, content_index=header.content_index
     )

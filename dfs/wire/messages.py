@@ -962,6 +962,8 @@ class RebuildFragment(Message, frozen=True):
     m: int
     length: int
     sources: tuple[FragmentSource, ...]
+    rate: int = 0
+    """Bytes a second read from sources; 0: no bound but that clients go first."""
 
 
 class RebuiltFragment(Message, frozen=True):
@@ -974,12 +976,22 @@ class RebuiltFragment(Message, frozen=True):
 
 
 class VerifyFragment(Message, frozen=True):
-    """Read a whole fragment and check every record, at the background's pace."""
+    """Read a whole fragment and check every record, the index, and that it reaches `length`.
+
+    Clients go first. A fragment that was never sealed counts as good when it reaches `length`.
+    One that cannot be read (a bad sector) is `corrupt`; so is one whose header or index is
+    damaged, though its records are good. Another fragment of the chunk in its place: `missing`.
+
+    Raises DiskError where the whole disk has failed.
+    """
 
     disk: DiskId
     chunk: ChunkId
     index: int
     length: int
+    """Raw bytes of the chunk."""
+    rate: int = 0
+    """Bytes a second; 0: no bound but that clients go first."""
 
 
 class FragmentVerdict(Message, frozen=True):

@@ -437,6 +437,25 @@ async def test_capacity_is_kept_to_and_deleting_gives_it_back(tmp_path: Path) ->
         await store(disk, [90_000], header(9))
 
 
+async def test_upkeep_goes_on_where_clients_find_the_disk_full(tmp_path: Path) -> None:
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    margin = free // 2
+    for capacity, reserve, rule in [
+        (100_000, NO_RESERVE, "its capacity is set to 100000 bytes"),
+        (None, Reserve(0.0, free - margin // 2, free - margin // 2), "a reserve of"),
+    ]:
+        room = Room(str(tmp_path), capacity_bytes=capacity, reserve=reserve)
+        room.claim(80_000)
+        with pytest.raises(NoSpaceError, match=rule):
+            room.claim(30_000 if capacity else margin)
+        room.claim_upkeep(30_000 if capacity else margin)
+        assert room.free_bytes == 0
+        with pytest.raises(NoSpaceError, match=rule):
+            room.claim_upkeep(30_000 if capacity else free)
+        room.claim_upkeep(-30_000 if capacity else -margin)
+        assert room.used_bytes == 80_000
+
+
 async def test_the_reserve_is_kept_free(tmp_path: Path) -> None:
     async with opened(tmp_path, reserve=Reserve(0.0, 1 << 60, 1 << 60)) as disk:
         with pytest.raises(NoSpaceError, match=f"a reserve of {1 << 60} bytes is kept"):

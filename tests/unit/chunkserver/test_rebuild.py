@@ -393,13 +393,13 @@ async def test_a_caller_that_gives_up_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
-    async with grid(tmp_path, 3, capacity=100_000) as servers:
+    async with grid(tmp_path, 3, capacity=50_000) as servers:
         await servers.nodes[2].disk.append(header(8), batch(encode([1000], of=header(8))))
         for node in servers.nodes[:2]:
             await store(node.disk, LENGTHS, seal=True)
         node = servers.nodes[2]
         used = node.disk.room.used_bytes
-        with pytest.raises(NoSpaceError, match="its capacity is set to 100000 bytes"):
+        with pytest.raises(NoSpaceError, match="its capacity is set to 50000 bytes"):
             await servers.rebuild(2, WHOLE, TOTAL, sources=[0, 1])
         assert node.incoming == []
         assert node.disk.room.used_bytes == used

@@ -10,7 +10,6 @@ from random import Random
 import pytest
 import trio
 
-from dfs.chunkserver.fragment_file import FragmentFile
 from dfs.chunkserver.service import ChunkService
 from dfs.core.block import BLOCK_BYTES, decode_block, encode_block, parse_records
 from dfs.core.buffers import Buffer
@@ -290,7 +289,7 @@ async def test_a_bad_sector_costs_its_reader_an_error_and_nobody_the_connection(
 ) -> None:
     async with serving(tmp_path) as peer:
         await append(peer, encode([200_000] * 4, level=None))
-        monkeypatch.setattr(FragmentFile, "is_cached", lambda *_: False)
+        monkeypatch.setattr("dfs.chunkserver.service.is_cached", lambda *_: False)
         monkeypatch.setattr(os, "sendfile", BadSector(250_000))
         with pytest.raises(DiskError, match="Input/output error"):
             await read(peer, 0, 800_000)
