@@ -19,6 +19,8 @@ From the bytes up:
 - `service`          answers to clients and the master
 - `sources`          reads chunks from other servers, whatever state those are in
 - `rebuild`          makes a fragment from others
+- `targets`          writes a new chunk to other servers
+- `rewrite`          makes a new chunk of the live bytes of others
 - `verify`           checks all of a fragment
 - `upkeep`           answers to the master's requests for those
 - `report`           registration, heartbeats and chunk reports to the master

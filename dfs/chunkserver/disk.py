@@ -296,8 +296,11 @@ class Disk:
 
     # ------------------------------------------------------------------ requests
 
-    async def append(self, header: FragmentHeader, batch: Batch, *, sync: bool = False) -> Reached:
-        """Store records of a fragment; the first ones create it. With `sync`, durably.
+    async def append(
+        self, header: FragmentHeader, batch: Batch, *, sync: bool = False, upkeep: bool = False
+    ) -> Reached:
+        """Store records of a fragment; the first ones create it. With `sync`, durably; with
+        `upkeep`, also where a client finds the disk full.
 
         Raises:
             DfsError: refused, and nothing of them is stored.
@@ -311,7 +314,8 @@ class Disk:
                     f"disk {self.path} holds fragment {held.index} of {held.k}+{held.m} of chunk "
                     f"{held.chunk}, not fragment {header.index} of {header.k}+{header.m}"
                 )
-            return await fragment.append(batch, self.room.claim, sync=sync)
+            claim = self.room.claim_upkeep if upkeep else self.room.claim
+            return await fragment.append(batch, claim, sync=sync)
         except NoSpaceError:
             self.health.changed()
             raise

@@ -92,11 +92,15 @@ class ChunkService:
             UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
         )
         batch = Batch(request.first_block, request.blocks, payload)
-        disk.traffic.begin()
-        try:
-            reached = await disk.append(header, batch, sync=request.sync)
-        finally:
-            disk.traffic.end()
+        if request.background:
+            await disk.traffic.turn()
+            reached = await disk.append(header, batch, sync=request.sync, upkeep=True)
+        else:
+            disk.traffic.begin()
+            try:
+                reached = await disk.append(header, batch, sync=request.sync)
+            finally:
+                disk.traffic.end()
         return Appended(reached.next_block, reached.length, request.sync)
 
     def read(

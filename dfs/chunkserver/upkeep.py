@@ -11,10 +11,13 @@ import trio
 from dfs.chunkserver.fragment_format import possible
 from dfs.chunkserver.pace import Rate
 from dfs.chunkserver.rebuild import rebuild
+from dfs.chunkserver.rewrite import rewrite
 from dfs.chunkserver.service import ChunkService, is_chunk
 from dfs.chunkserver.verify import verify
 from dfs.core.chunk import CHUNK_MAX_BYTES
 from dfs.core.errors import ProtocolError
+from dfs.core.policy import ZSTD_LEVEL_MAX, ZSTD_LEVEL_MIN
+from dfs.core.redundancy import Redundancy
 from dfs.core.workers import Workers
 from dfs.wire.handlers import Handler, Peer
 from dfs.wire.messages import (
@@ -23,6 +26,9 @@ from dfs.wire.messages import (
     Message,
     RebuildFragment,
     RebuiltFragment,
+    RewriteChunk,
+    RewriteSource,
+    RewrittenChunk,
     VerifyFragment,
 )
 from dfs.wire.pool import Pool
@@ -44,7 +50,11 @@ class Upkeep:
 
     @property
     def handlers(self) -> Mapping[type[Message], Handler]:
-        return {RebuildFragment: self.rebuild, VerifyFragment: self.verify}
+        return {
+            RebuildFragment: self.rebuild,
+            VerifyFragment: self.verify,
+            RewriteChunk: self.rewrite,
+        }
 
     async def rebuild(
         self, _: Peer, request: RebuildFragment, payload: memoryview
@@ -65,6 +75,50 @@ class Upkeep:
             return await verify(
                 disk, request.chunk, request.index, request.length, Rate(request.rate)
             )
+
+    async def rewrite(self, _: Peer, request: RewriteChunk, payload: memoryview) -> RewrittenChunk:
+        _check_rewrite(request)
+        async with self._turns:
+            return await rewrite(request, self._pool, self._workers)
+
+
+def _check_rewrite(request: RewriteChunk) -> None:
+    k, m = request.k, request.m
+    level = request.compression
+    if level is not None and not ZSTD_LEVEL_MIN <= level <= ZSTD_LEVEL_MAX:
+        raise ProtocolError(f"there is no compression level {level}")
+    _check_sources(request.targets, k, m)
+    for target in request.targets:
+        _check_fragment(request.chunk, target.index, k, m)
+    indexes = {target.index for target in request.targets}
+    disks = {target.disk for target in request.targets}
+    if not len(indexes) == len(disks) == len(request.targets):
+        raise ProtocolError(f"chunk {request.chunk} has two fragments in one place")
+    if len(request.targets) < Redundancy(k, m).write_minimum:
+        raise ProtocolError(f"{len(request.targets)} targets are too few for {Redundancy(k, m)}")
+    length = 0
+    for content in request.contents:
+        if content.chunk == request.chunk:
+            raise ProtocolError(f"chunk {request.chunk} cannot be rewritten into itself")
+        _check_fragment(content.chunk, 0, content.k, content.m)
+        _check_sources(content.sources, content.k, content.m)
+        length += _check_parts(content)
+    _check_length(length)
+
+
+def _check_parts(content: RewriteSource) -> int:
+    """The bytes of all of them."""
+    end = length = 0
+    for part in content.parts:
+        if part.offset < end or part.length <= 0:
+            raise ProtocolError(
+                f"{part.length} bytes at {part.offset} of chunk {content.chunk} are out of order"
+            )
+        end = part.offset + part.length
+        length += part.length
+    if end > CHUNK_MAX_BYTES:
+        raise ProtocolError(f"chunk {content.chunk} cannot have {end} bytes")
+    return length
 
 
 def _check_fragment(chunk: int, index: int, k: int, m: int) -> None:

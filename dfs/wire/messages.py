@@ -861,6 +861,8 @@ class Append(Message, frozen=True):
     blocks: int
     sync: bool = False
     """Reply when the fragment is on the disk up to these records, as after a SyncFragments."""
+    background: bool = False
+    """For chunks that are rewritten: clients go first, and a full disk's reserve may be used."""
 
 
 class Appended(Message, frozen=True):
@@ -1015,14 +1017,24 @@ class RewriteSource(msgspec.Struct, array_like=True, frozen=True):
     m: int
     sources: tuple[FragmentSource, ...]
     parts: tuple[RewritePart, ...]
-    """In order of offset; they do not overlap."""
+    """In order of offset, none empty; they do not overlap."""
 
 
 class RewriteChunk(Message, frozen=True):
     """Write the live bytes of SEALED chunks, one after the other, into a new chunk, and seal it.
 
     The new chunk has its own (k, m) and compression: this is how chunks are compacted and
-    converted. All of it is durable on at least `write_minimum` fragments when the reply comes.
+    converted. Any server may be asked; it reads and writes over the network, as a client does. All
+    of the chunk is durable on at least `write_minimum` of its fragments when the reply comes. The
+    master knows the new chunk before, so that no disk is told to drop it.
+
+    The new blocks follow from the request alone (and the version of the compression), and those
+    that are stored already are compared and skipped: so it may be sent again, and two of the same
+    at once do no harm.
+
+    Raises FragmentError where live bytes cannot be read (its message says what each source
+    answered), UnavailableError where fewer than `write_minimum` targets are left (the same of the
+    targets). What was written by then is the master's to delete, with the new chunk.
     """
 
     chunk: ChunkId
@@ -1030,18 +1042,22 @@ class RewriteChunk(Message, frozen=True):
     m: int
     compression: int | None
     targets: tuple[FragmentSource, ...]
-    """Where its fragments go."""
+    """Where its fragments go: each index and each disk once. Fewer than k + m will do."""
     contents: tuple[RewriteSource, ...]
+    """The bytes of all parts together are at most those of a chunk."""
+    rate: int = 0
+    """Bytes a second read from sources; 0: no bound but that clients go first."""
 
 
 class RewrittenChunk(Message, frozen=True):
     length: int
     """Raw bytes of the new chunk: the sum of all parts."""
     lost: tuple[int, ...]
-    """Indexes of its fragments that could not be written."""
+    """Indexes of the targets' fragments that could not be written."""
     stored: int
+    """Bytes of its files, all fragments together."""
     bad: tuple[tuple[ChunkId, DiskId, str], ...] = ()
-    """Source fragments that failed."""
+    """Source fragments that failed, each with one of the reasons of `FragmentReport`."""
 
 
 class ServerStatus(Message, frozen=True):

@@ -45,7 +45,11 @@ class Node:
 
     @property
     def file(self) -> Path:
-        (file,) = files(self.path)
+        """Of chunk 7, which most tests are about."""
+        return self.file_of(7)
+
+    def file_of(self, chunk: int) -> Path:
+        (file,) = [each for each in files(self.path) if each.name.startswith(f"{chunk:016x}-")]
         return file
 
     @property
@@ -70,7 +74,7 @@ class Grid:
             await node.disk.append(of, batch(encode(lengths, of=of)))
             if seal:
                 await node.disk.seal(chunk, sum(lengths))
-        return [node.file.read_bytes() for node in self.nodes[: redundancy.width]]
+        return [node.file_of(chunk).read_bytes() for node in self.nodes[: redundancy.width]]
 
     async def lose(self, index: int, chunk: int = 7) -> None:
         await self.nodes[index].disk.delete([chunk])
