@@ -80,6 +80,11 @@ class OpenFile:
         return self.size + (self.writer.appended_bytes if self.writer is not None else 0)
 
     @property
+    def unfinished(self) -> bool:
+        """More of the last append may follow. From any thread."""
+        return self.writer is not None and self.writer.unfinished
+
+    @property
     def dirty(self) -> bool:
         return self.writer is not None and self.writer.dirty
 
@@ -235,6 +240,9 @@ class OpenFile:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
         self._check()
         writer = self.writer or await self._open_writer()
+        if writer.appending and offset + len(data) > self.inode.size:
+            # It may lie in what was appended before it.
+            await writer.commit()
         self.epoch += 1
         try:
             await writer.write(offset, data)
@@ -242,15 +250,23 @@ class OpenFile:
             # It may have waited before it took them: what was read meanwhile is of before.
             self.epoch += 1
 
-    async def append(self, data: bytes) -> None:
-        """Write at the end of the file, wherever it is when the bytes are published."""
+    async def append(self, data: bytes, *, more: bool = False) -> None:
+        """Write at the end of the file, wherever it is when the bytes are published.
+
+        With `more` the next append may be a part of the same write: see `FileWriter.append`.
+        """
         self._check()
         writer = self.writer or await self._open_writer()
         self.epoch += 1
         try:
-            await writer.append(data)
+            await writer.append(data, more=more)
         finally:
             self.epoch += 1
+
+    def finish_append(self) -> None:
+        """No more of the last append follows."""
+        if self.writer is not None:
+            self.writer.finish_append()
 
     def wrote(self, time_ns: int, cred: Cred) -> None:
         """What was just written happened at `time_ns`, and is published with the rights of `cred`.

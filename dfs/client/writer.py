@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
+from dfs.client.append_queue import AppendQueue
 from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta
@@ -143,26 +144,30 @@ class FileWriter:
         """Asked for, and not begun."""
         self._unsynced: dict[OpenChunk, int] = {}
         """How far each chunk has to be on the disks for what was committed to be there."""
-        self._appended: deque[bytes] = deque()
-        self._appended_bytes = 0
+        self._appends = AppendQueue()
         self._attempt: _Attempt | None = None
-        """For the first of `_appended`."""
+        """For the first of `_appends`."""
         self._discards = 0
 
     @property
     def dirty(self) -> bool:
         """There is something to commit."""
-        return bool(self._pieces or self._appended)
+        return bool(self._pieces or self._appends)
 
     @property
     def appended_bytes(self) -> int:
         """Bytes whose place in the file is not known yet."""
-        return self._appended_bytes
+        return self._appends.length
 
     @property
     def appending(self) -> bool:
         """There are bytes whose place in the file is not known yet."""
-        return bool(self._appended)
+        return bool(self._appends)
+
+    @property
+    def unfinished(self) -> bool:
+        """More of the last append may follow."""
+        return self._appends.unfinished
 
     # ---------------------------------------------------------------- writing
 
@@ -291,24 +296,34 @@ class FileWriter:
                     piece.ticket = ticket
                     piece.position = position
 
-    async def append(self, data: bytes) -> None:
+    async def append(self, data: bytes, *, more: bool = False) -> None:
         """Take `data` for the end of the file, wherever that is when it is committed.
+
+        With `more` the next append may be of the same write, and belong behind it: the two stand
+        together in the file, unless the write is of more than BUFFERED_MAX_BYTES.
 
         Raises:
             DfsError: earlier bytes could not be written. `data` was not taken.
         """
         if not data:
             return
-        while self._appended_bytes >= BUFFERED_MAX_BYTES:
-            await self.commit()
-        await self._make_room()
-        self._appended.append(data)
-        self._appended_bytes += len(data)
+        queue = self._appends
+        if not queue.unfinished or queue.last_length >= BUFFERED_MAX_BYTES:
+            # Room may come of a commit of this file, so half a write is not kept waiting for it.
+            while queue.length >= BUFFERED_MAX_BYTES:
+                queue.finish()
+                await self.commit()
+            await self._make_room()
+        queue.put(data, more=more)
         self._hold(len(data))
         if self.dirty_since is None:
             self.dirty_since = trio.current_time()
-        if self._appended_bytes >= BUFFERED_MAX_BYTES:
+        if queue.length >= BUFFERED_MAX_BYTES:
             self.start_commit(partial=True)
+
+    def finish_append(self) -> None:
+        """The last append is whole."""
+        self._appends.finish()
 
     # ---------------------------------------------------------------- committing
 
@@ -377,14 +392,14 @@ class FileWriter:
         for rewrites in range(_REWRITES_MAX + 1):
             try:
                 await self._drain(sync=sync)
-                synced = await self._commit_pieces(sync and not self._appended)
+                synced = await self._commit_pieces(sync and not self._appends)
                 break
             except DfsError as error:
                 # The chunks died with the session; the bytes are still here.
                 if not self._worth_rewriting(error) or rewrites == _REWRITES_MAX:
                     raise
                 log.info("inode %d: writing again: %s", self._ino, error)
-        if partial and self._appended:
+        if partial and self._appends:
             synced = await self._commit_appended(sync)
         return synced
 
@@ -470,8 +485,10 @@ class FileWriter:
         """
         rewrites = 0
         synced = False
-        while self._appended:
+        while self._appends:
             attempt = self._attempt or await self._submit_appended(sync)
+            if attempt is None:
+                continue
             try:
                 await attempt.ticket.wait()
             except DfsError:
@@ -510,23 +527,25 @@ class FileWriter:
             if self._attempt is attempt:
                 self._attempt = None
                 self._settle(attempt.ticket)
-                for _ in range(attempt.count):
-                    self._appended.popleft()
-                self._appended_bytes -= attempt.length
+                self._appends.drop(attempt.count)
                 self._hold(-attempt.length)
                 if not self.dirty:
                     self.dirty_since = None
             self._owner.committed(inode, placed, 1, since)
         return synced
 
-    async def _submit_appended(self, sync: bool) -> _Attempt:
-        count, discards = len(self._appended), self._discards
-        data = memoryview(b"".join(self._appended))
+    async def _submit_appended(self, sync: bool) -> _Attempt | None:
+        """None: it was given up meanwhile."""
+        await self._appends.settle()
+        parts, discards = self._appends.parts(), self._discards
+        if not parts:
+            return None
+        data = memoryview(b"".join(parts))
         ticket = await self._chunks.submit(
             [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)],
             sync=sync,
         )
-        attempt = _Attempt(ticket, count, len(data))
+        attempt = _Attempt(ticket, len(parts), len(data))
         if discards == self._discards:
             self._attempt = attempt
         else:
@@ -568,12 +587,11 @@ class FileWriter:
         self._buffered_bytes = 0
         self._pending.clear()
         self._drop(list(self._pieces))
-        self._hold(-self._appended_bytes)
+        self._hold(-self._appends.length)
         if self._attempt is not None:
             self._attempt.ticket.settle()
             self._attempt = None
-        self._appended.clear()
-        self._appended_bytes = 0
+        self._appends.clear()
 
 
 def _closed() -> DfsError:

@@ -14,10 +14,11 @@ from msgspec.structs import replace
 from trio.testing import MockClock
 
 from dfs.client import Client
+from dfs.client.append_queue import QUIET_S
 from dfs.client.chunk_writers import HELD_TOTAL_BYTES
 from dfs.client.extent_map import ExtentMap
 from dfs.client.session import _Lease
-from dfs.client.writer import HELD_MAX_BYTES, PIECE_BYTES
+from dfs.client.writer import BUFFERED_MAX_BYTES, HELD_MAX_BYTES, PIECE_BYTES
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import FileSystemError, NoSpaceError, UnavailableError
 from dfs.core.inode import Inode
@@ -124,6 +125,98 @@ async def test_an_append_whose_commit_was_never_answered_stands_in_the_file_once
             await log.flush()
             assert await log.pread(100, 0) == b"one two"
         assert await client.read_file("/log") == b"one two"
+
+
+@pytest.mark.parametrize("at", [2, 8, 20])
+async def test_a_write_after_an_append_of_the_same_client_comes_after_it(
+    tmp_path: Path, autojump_clock: MockClock, at: int
+) -> None:
+    async with running(tmp_path) as (_, client):
+        await client.write_file("/log", b"12345")
+        async with await client.open("/log", "a") as log, await client.open("/log", "r+") as file:
+            await log.write(b"67890")
+            await file.pwrite(b"X", at)
+            await log.write(b"end")
+        expected = b"1234567890"[:at].ljust(at, b"\0") + b"X" + b"1234567890"[at + 1 :]
+        assert await client.read_file("/log") == expected + b"end"
+
+
+async def test_an_append_in_parts_is_published_in_one_piece(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client), world.client("other") as other:
+        async with await client.open("/log", "a") as log, trio.open_nursery() as nursery:
+            await log._file.append(b"before ")
+            await log._file.append(b"one ", more=True)
+            nursery.start_soon(log.flush)
+            await trio.sleep(QUIET_S * 1.5)
+            async with await other.open("/log", "a") as between:
+                await between.write(b"other ")
+            await log._file.append(b"two ", more=True)
+            await trio.sleep(QUIET_S * 1.5)
+            await log._file.append(b"three ")
+            await log._file.append(b"after")
+        assert await client.read_file("/log") == b"other before one two three after"
+
+
+async def test_an_append_of_which_no_more_comes_is_published_after_a_moment(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client), await client.open("/log", "a+") as log:
+        await log._file.append(b"whole ", more=True)
+        began = trio.current_time()
+        await log.flush()
+        assert QUIET_S <= trio.current_time() - began < 1
+        await log._file.append(b"and whole", more=True)
+        log._file.finish_append()
+        began = trio.current_time()
+        await log.flush()
+        assert trio.current_time() - began < QUIET_S
+        assert await log.pread(100, 0) == b"whole and whole"
+
+
+async def test_an_append_in_parts_stays_in_one_piece_where_the_buffer_is_full(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    published = [0]
+
+    def note(request: Message) -> None:
+        if isinstance(request, Apply):
+            for op in request.ops:
+                if isinstance(op, Commit):
+                    published.append(published[-1] + sum(each.length for each in op.extents))
+
+    async with running(tmp_path) as (_, client), await client.open("/log", "a") as log:
+        with intercepted(client, before=note):
+            await log.write(bytes(BUFFERED_MAX_BYTES - 1))
+            await log._file.append(b"one ", more=True)
+            await trio.sleep(QUIET_S / 2)
+            await log._file.append(b"two")
+            await log.flush()
+    assert published == [0, BUFFERED_MAX_BYTES - 1 + len(b"one two")]
+
+
+async def test_appends_that_never_seem_to_end_are_published_all_the_same(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client), await client.open("/log", "a+") as log:
+        parts = [bytes([number]) * (1 << 20) for number in range(3 * BUFFERED_MAX_BYTES >> 20)]
+        for part in parts:
+            await log._file.append(part, more=True)
+        assert await log.pread(len(parts) << 20, 0) == b"".join(parts)
+        published = 0
+
+        async def flush() -> None:
+            nonlocal published
+            await log.flush()
+            published += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flush)
+            while not published:
+                await log._file.append(b"more", more=True)
+                await trio.sleep(QUIET_S / 2)
+        assert await log.pread(4, len(parts) << 20) == b"more"
 
 
 async def test_an_append_that_never_reached_the_master_is_made_good_later(

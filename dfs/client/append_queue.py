@@ -1,0 +1,75 @@
+"""Appended bytes of one file whose place in it is not known yet, as long as they wait.
+
+All that is published at a time stands together in the file. A program's write may come in parts,
+since the kernel cuts it where it crosses a page, and at the size of a request: what is published
+between two parts of one write would let another client's append come between them. So who appends
+says where more may follow, and `settle` waits for it.
+"""
+
+from collections import deque
+from typing import Final
+
+import trio
+from trio.lowlevel import ParkingLot
+
+QUIET_S: Final = 0.02
+QUIET_MAX: Final = 5
+"""So often in a row nothing came for QUIET_S, and the write has been whole. Counted, since a
+process that was held up finds that the time is over before it finds what has come meanwhile."""
+SETTLE_MAX_S: Final = 1.0
+"""Who publishes waits no longer, whatever comes."""
+
+
+class AppendQueue:
+    """Owned by a FileWriter."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        """Bytes."""
+        self.unfinished = False
+        """More of the last write may follow."""
+        self.last_length = 0
+        """Bytes of the last write, as far as it has come."""
+        self._parts: deque[bytes] = deque()
+        self._waiting = ParkingLot()
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def put(self, data: bytes, *, more: bool) -> None:
+        """Take what follows; with `more` it may be the beginning of something."""
+        self._parts.append(data)
+        self.length += len(data)
+        self.last_length = len(data) + (self.last_length if self.unfinished else 0)
+        self.unfinished = more
+        self._waiting.unpark_all()
+
+    def finish(self) -> None:
+        """Nothing more of the last write follows."""
+        self.unfinished = False
+        self._waiting.unpark_all()
+
+    async def settle(self) -> None:
+        """Wait until the last write is whole, or no more of it came for a while."""
+        quiet = 0
+        with trio.move_on_after(SETTLE_MAX_S):
+            while self.unfinished and quiet < QUIET_MAX:
+                with trio.move_on_after(QUIET_S) as scope:
+                    await self._waiting.park()
+                quiet = quiet + 1 if scope.cancelled_caught else 0
+        self.finish()
+
+    def parts(self) -> list[bytes]:
+        """All of them, in order."""
+        return list(self._parts)
+
+    def drop(self, count: int) -> None:
+        """The first `count` parts have their place."""
+        for _ in range(count):
+            self.length -= len(self._parts.popleft())
+
+    def clear(self) -> None:
+        """Give them up."""
+        self._parts.clear()
+        self.length = 0
+        self.finish()
