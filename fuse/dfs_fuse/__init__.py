@@ -11,6 +11,7 @@ A map of the package, from the programs down:
 - `node_cache`      attributes and names that may be believed for a moment
 - `caller`          who asks: uid, gid, groups of a process
 - `statistics`      what stat(2) and statvfs(2) count in
+- `kernel_sizes`    how long the kernel believes files to be: appends, or pages of a mapping?
 - `complaints`      errors: a number for the program, a line for the log
 - `interrupts`      Ctrl-C and SIGKILL, where the driver is not told
 - `profile`         counts and times of each operation

@@ -76,10 +76,11 @@ class WriteGatherer:
         try:
             with gathered.lock:
                 full = gathered.size >= GATHER_BYTES or len(gathered.parts) >= GATHER_PARTS
-                crowded = self._bytes >= GATHER_ALL_BYTES
-                if gathered.parts and (full or crowded or gathered.handle is not handle):
+                # The rest of a write whose beginning has gone over is waited for there.
+                at_once = self._bytes >= GATHER_ALL_BYTES or handle.file.unfinished
+                if gathered.parts and (full or at_once or gathered.handle is not handle):
                     self._send(gathered)
-                if crowded:
+                if at_once:
                     parts = deque([(offset, data)])
                     self._bridge.run(self._vfs.write_parts, handle, parts)
                     return

@@ -1,5 +1,6 @@
 """Open files and directories of the mount. State only; what is done with them is in `vfs`."""
 
+import mmap
 import os
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,6 +10,9 @@ from dfs.client.open_file import OpenFile
 from dfs.core.ids import InodeId
 from dfs.wire.messages import Access, Cred, DirEntry
 
+_PAGE_BYTES: Final = mmap.PAGESIZE
+_REQUEST_BYTES: Final = 128 * 1024
+"""The kernel sends at least so much at a time of what is longer."""
 FMODE_EXEC: Final = 0x20
 """The kernel's own open flag: to be executed, which takes no right to read."""
 
@@ -42,6 +46,18 @@ class FileHandle:
     @property
     def append(self) -> bool:
         return bool(self.flags & os.O_APPEND)
+
+    def may_be_cut(self, offset: int, length: int) -> bool:
+        """Whether a request to write may be a part of a program's write(2), with more to follow.
+
+        The kernel goes through its pages: it sends the first by itself where that is not written
+        from its beginning, and then as many whole ones as go into a request.
+        """
+        if self.flags & os.O_DIRECT:
+            return length > _REQUEST_BYTES - _PAGE_BYTES
+        if (offset + length) % _PAGE_BYTES:
+            return False
+        return offset % _PAGE_BYTES != 0 or length >= _REQUEST_BYTES
 
 
 @dataclass(eq=False, slots=True)

@@ -26,6 +26,7 @@ from dfs_fuse.complaints import Complaints
 from dfs_fuse.handles import FileHandle
 from dfs_fuse.interrupts import Interrupts
 from dfs_fuse.kernel_clock import means_now
+from dfs_fuse.kernel_sizes import KernelSizes
 from dfs_fuse.options import MountOptions
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
@@ -36,7 +37,6 @@ KERNEL_ROOT: Final = 1
 _TASKS_MIN: Final = 4
 _TASKS_MAX: Final = 200
 """Requests at a time; more wait in the kernel. Each has a buffer for a write, of 1 MiB at most."""
-_PAGE_BYTES: Final = 4096
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _DOTS: Final = 2
 """Entries before the first of a directory's own: "." and ".."."""
@@ -77,8 +77,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         self._complaints = Complaints()
         self._openers: dict[int, int] = {}
         """The process that opened each file handle."""
-        self._told: dict[InodeId, int] = {}
-        """Of files open to append and to map: how long the kernel believes them to be."""
+        self._sizes = KernelSizes()
         self._stand_ins: dict[int, _StandIn] = {}
         """What the kernel's inodes mean whose files were replaced just before they were opened."""
         self._stood_in: dict[int, int] = {}
@@ -136,8 +135,8 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
-        if inode.ino in self._told:
-            self._told[inode.ino] = inode.size
+        if inode.is_file:
+            self._sizes.told(inode.ino, inode.size)
         return entry
 
     # ---------------------------------------------------------------- looking
@@ -191,9 +190,12 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
             atime_now=atime_now,
             mtime_now=mtime_now,
         )
-        return self._entry(
-            await self._do("setattr", ctx.pid, _of_inode(self._vfs.setattr), change, _caller(ctx))
+        result = await self._do(
+            "setattr", ctx.pid, _of_inode(self._vfs.setattr), change, _caller(ctx)
         )
+        if fields.update_size:
+            self._sizes.changed(result.ino, result.size)
+        return self._entry(result)
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return await self._do("readlink", ctx.pid, self._vfs.readlink, self._ino(inode))
@@ -294,7 +296,10 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = await self._do("open", ctx.pid, self._open, inode, flags, _caller(ctx))
-        if not handle.keep_cache:
+        if handle.flags & os.O_TRUNC:
+            self._sizes.changed(handle.ino, 0)
+        known = not handle.append or self._sizes.opened(handle.ino)
+        if not (handle.keep_cache and known):
             # The kernel may believe an older size for a moment yet, and would cut reads at it.
             _forget_attributes(inode)
         return self._opened(handle, ctx)
@@ -334,9 +339,6 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     def _opened(self, handle: FileHandle, ctx: RequestContext) -> FileInfo:
         self._openers[handle.number] = ctx.pid
-        if handle.flags & os.O_ACCMODE == os.O_RDWR:
-            # It may be mapped: see `_appends`.
-            self._told.setdefault(handle.ino, handle.file.size_with_appends)
         return FileInfo(
             fh=handle.number,
             keep_cache=handle.keep_cache,
@@ -347,7 +349,11 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         return await self._do("read", pid, self._read, fh, off, size)
 
     async def _read(self, fh: int, off: int, size: int) -> bytes | memoryview:
-        return await self._vfs.read(self._vfs.handle(fh), off, size)
+        handle = self._vfs.handle(fh)
+        data = await self._vfs.read(handle, off, size)
+        if len(data) < size:
+            self._sizes.ended(handle.ino, off + len(data))
+        return data
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         pid = self._openers.get(fh, 0)
@@ -355,13 +361,17 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def _write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._vfs.handle(fh)
-        told = self._told.get(handle.ino)
-        if told is not None:
-            self._told[handle.ino] = max(told, off + len(buf))
-            if handle.append and off % _PAGE_BYTES == 0 and off + len(buf) <= told:
-                # Pages of a mapping, which the kernel writes back through whatever handle is open.
-                return await self._vfs.write_in_place(handle, off, buf)
-        return await self._vfs.write(handle, off, buf)
+        # Pages of a mapping, which the kernel writes back through whatever handle is open.
+        page = handle.append and self._sizes.is_page(handle.ino, off)
+        write = self._vfs.write_in_place if page else self._vfs.write
+        end = None
+        self._sizes.writing(handle.ino)
+        try:
+            written = await write(handle, off, buf)
+            end = off + written
+        finally:
+            self._sizes.wrote(handle.ino, end, append=handle.append and not page)
+        return written
 
     async def flush(self, fh: int) -> None:
         if not self._vfs.is_dirty(self._vfs.handle(fh).ino):
@@ -390,12 +400,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
                     del self._stand_ins[inode]
 
     async def _release(self, fh: int) -> None:
-        handle = self._vfs.handle(fh)
-        try:
-            await self._vfs.release(handle)
-        finally:
-            if not handle.file.handles:
-                self._told.pop(handle.ino, None)
+        await self._vfs.release(self._vfs.handle(fh))
 
     # ---------------------------------------------------------------- directories
 

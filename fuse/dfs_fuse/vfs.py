@@ -302,7 +302,7 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         while parts:
             offset, data = parts[0]
             if handle.append:
-                await file.append(data)
+                await file.append(data, more=handle.may_be_cut(offset, len(data)))
             else:
                 await file.write(offset, data)
             file.wrote(time.time_ns(), handle.cred)
@@ -319,7 +319,11 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         await handle.file.flush()
 
     async def fsync(self, handle: FileHandle) -> None:
-        """Publish, and return when all of the file is on disks."""
+        """Publish, and return when all of the file is on disks.
+
+        The kernel lets no write of the file be under way here meanwhile.
+        """
+        handle.file.finish_append()
         await handle.file.sync()
 
     async def release(self, handle: FileHandle) -> None:

@@ -210,6 +210,91 @@ def test_appends_of_two_mounts_lose_and_tear_nothing(pair: tuple[Path, Path]) ->
             assert of_one == sorted(of_one)
 
 
+_STEADY_APPENDER: Final = (
+    _START
+    + """
+path, name, end = sys.argv[1], sys.argv[2], time.monotonic() + float(sys.argv[3])
+file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+number = 0
+while time.monotonic() < end:
+    line = f"{name} {number} ".encode()
+    # The kernel cuts what crosses a page, and what is longer than a request.
+    line += b"." * (300_000 if number % 10 == 9 else number * 373 % 6000) + b"\\n"
+    assert os.write(file, line) == len(line)
+    number += 1
+os.close(file)
+print(number)
+"""
+)
+
+
+_STEADY_CLOSER: Final = (
+    _START
+    + """
+path, end = sys.argv[1], time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    os.close(os.open(path, os.O_WRONLY))
+"""
+)
+
+
+def test_an_append_stays_in_one_piece_although_others_publish_the_file_meanwhile(
+    pair: tuple[Path, Path],
+) -> None:
+    logs = [place / "log" for place in pair]
+    logs[0].touch()
+    appenders = [program(_STEADY_APPENDER, log, place, 1.0) for place, log in enumerate(logs)]
+    # To close a file publishes it, also in the middle of another program's write.
+    closers = [program(_STEADY_CLOSER, log, 1.0) for log in logs]
+    counts = finished([*appenders, *closers])[: len(appenders)]
+    for log in logs:
+        found = log.read_bytes().splitlines()
+        for place, count in enumerate(counts):
+            of_one = [line for line in found if line.startswith(b"%d " % place)]
+            for number, line in enumerate(of_one):
+                dots = 300_000 if number % 10 == 9 else number * 373 % 6000
+                assert line == b"%d %d " % (place, number) + b"." * dots, line[:40]
+            assert len(of_one) == int(count)
+        assert len(found) == sum(map(int, counts))
+
+
+@pytest.mark.parametrize("mode", [os.O_WRONLY, os.O_RDWR], ids=["write", "read and write"])
+def test_an_append_overwrites_nothing_where_the_kernel_believes_an_older_size(
+    pair: tuple[Path, Path], mode: int
+) -> None:
+    one, other = (place / "log" for place in pair)
+    one.write_bytes(b"1" * 4096)
+    assert one.stat().st_size == 4096
+    with open(other, "ab") as file:
+        file.write(b"2" * 8192)
+    for data in (b"3" * 100, b"4" * 4096):
+        descriptor = os.open(one, mode | os.O_APPEND)
+        assert os.write(descriptor, data) == len(data)
+        os.close(descriptor)
+    expected = b"1" * 4096 + b"2" * 8192 + b"3" * 100 + b"4" * 4096
+    assert one.read_bytes() == other.read_bytes() == expected
+
+
+def test_a_mapping_of_a_file_open_to_append_changes_it_in_place(pair: tuple[Path, Path]) -> None:
+    one, other = (place / "log" for place in pair)
+    one.write_bytes(b"1" * 4096)
+    assert one.stat().st_size == 4096
+    with open(other, "ab") as file:
+        file.write(b"2" * 8192)
+    time.sleep(ATTR_CACHE_S + 0.2)
+    expected = bytearray(b"1" * 4096 + b"2" * 8192)
+    with open(one, "a+b", buffering=0) as file:
+        for turn in range(3):
+            with mmap.mmap(file.fileno(), 0) as mapped:
+                for at in (0, 4095, 5000, len(expected) - 1):
+                    mapped[at] = expected[at] = ord("a") + turn
+                mapped.flush()
+            data = b"%d" % turn * 4096 * (turn + 1)
+            assert file.write(data) == len(data)
+            expected += data
+    assert one.read_bytes() == other.read_bytes() == expected
+
+
 def test_a_reader_follows_a_file_that_another_mount_appends_to(pair: tuple[Path, Path]) -> None:
     writer, reader = pair
     (writer / "log").write_bytes(b"")

@@ -43,7 +43,7 @@ class Disk:
 
 
 def opened() -> FileHandle:
-    return cast(FileHandle, SimpleNamespace(ino=7, append=False))
+    return cast(FileHandle, SimpleNamespace(ino=7, file=SimpleNamespace(unfinished=False)))
 
 
 def test_a_write_survives_that_another_handle_is_let_go_of_meanwhile() -> None:
@@ -68,6 +68,19 @@ def test_a_write_survives_that_another_handle_is_let_go_of_meanwhile() -> None:
         thread.join(DEADLINE_S)
     gatherer.settle(7)
     assert disk.taken == [b"first", b"second"]
+    assert not gatherer.holds(7)
+
+
+def test_the_rest_of_a_write_whose_beginning_has_gone_over_goes_over_at_once() -> None:
+    disk = Disk()
+    gatherer = disk.gatherer()
+    handle = opened()
+    gatherer.write(handle, 100, b"beginning")
+    assert disk.taken == []
+    gatherer.settle(7)
+    handle.file.unfinished = True  # type: ignore[misc]
+    gatherer.write(handle, 4096, b"rest")
+    assert disk.taken == [b"beginning", b"rest"]
     assert not gatherer.holds(7)
 
 

@@ -184,6 +184,36 @@ async def test_attributes_count_appends(tmp_path: Path, autojump_clock: MockCloc
         assert await content(vfs, inode.ino) == b"X123456789moreand more"
 
 
+@pytest.mark.parametrize(
+    ("flags", "offset", "length", "cut"),
+    [
+        (0, 100, 3000, False),
+        (0, 100, 3996, True),
+        (0, 100, 3996 + 4096, True),
+        (0, 100, 4000, False),
+        (0, 0, 4096, False),
+        (0, 8192, 128 * 1024, True),
+        (0, 8192, 128 * 1024 + 1, False),
+        (0, 8192, 1 << 20, True),
+        (os.O_DIRECT, 100, 3996, False),
+        (os.O_DIRECT, 100, 128 * 1024, True),
+    ],
+)
+async def test_an_append_that_the_kernel_may_have_cut_waits_for_the_rest(
+    tmp_path: Path, autojump_clock: MockClock, flags: int, offset: int, length: int, cut: bool
+) -> None:
+    async with mounted(tmp_path) as (vfs, _):
+        inode = await make(vfs, b"log", bytes(offset))
+        handle = await vfs.open(inode.ino, WRITE | os.O_APPEND | flags, ROOT)
+        await vfs.write(handle, offset, bytes(length))
+        assert handle.file.unfinished is cut
+        # The kernel has no write of a file under way while it syncs it.
+        began = trio.current_time()
+        await vfs.fsync(handle)
+        assert trio.current_time() - began < 0.01
+        await vfs.release(handle)
+
+
 # ------------------------------------------------------------------ close-to-open
 
 
