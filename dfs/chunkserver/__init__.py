@@ -15,6 +15,7 @@ From the bytes up:
 - `disk`             one data directory: all of that, and the fragments in use
 - `pace`             background work goes behind clients
 - `watch`            looks whether a disk still answers
+- `opening`          opens the disks of a server, and waits for none that hangs
 - `config`           settings of `dfs chunkserver`
 - `service`          answers to clients and the master
 - `sources`          reads chunks from other servers, whatever state those are in

@@ -5,6 +5,7 @@ A few dozen bytes of memory per fragment. Belongs to a `Disk`, on the event loop
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Final
 
 from dfs.chunkserver.fragment_format import (
@@ -52,8 +53,8 @@ class Catalog:
         return sorted(self._entries)
 
 
-def scan(fragments: str) -> tuple[Catalog, int]:
-    """The fragments under a directory, and the bytes their files take.
+def scan(fragments: str, step: Callable[[], None]) -> tuple[Catalog, int]:
+    """The fragments under a directory, and the bytes their files take. Calls `step` for each.
 
     Raises OSError.
     """
@@ -70,6 +71,7 @@ def scan(fragments: str) -> tuple[Catalog, int]:
         except FileNotFoundError:
             os.mkdir(directory)
             continue
+        step()
         for entry in found:
             name = parse_name(entry.name)
             if name is None or directory_of(name.chunk) != f"{number:02x}":
@@ -82,6 +84,7 @@ def scan(fragments: str) -> tuple[Catalog, int]:
                     continue
             catalog.put(name)
             used += entry.stat(follow_symlinks=False).st_size
+            step()
     if strange:
         _log.warning(
             "%d files do not belong under %s and are left alone, for example %s",

@@ -12,22 +12,19 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from random import Random, SystemRandom
-from uuid import UUID
 
 import trio
 
 from dfs.chunkserver.config import ChunkServerConfig
 from dfs.chunkserver.disk import Cache, Disk
-from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.metrics import ChunkServerMetrics
+from dfs.chunkserver.opening import Opening, check_identities, open_disks
 from dfs.chunkserver.report import Reporter
-from dfs.chunkserver.room import Room
 from dfs.chunkserver.service import ChunkService
-from dfs.chunkserver.threads import DiskThreads
+from dfs.chunkserver.threads import DiskThreads, DiskWorkers
 from dfs.chunkserver.upkeep import Upkeep
 from dfs.chunkserver.watch import watch
-from dfs.core.errors import ConfigError, DfsError, DiskError
-from dfs.core.workers import Workers
+from dfs.core.errors import ConfigError, DfsError
 from dfs.wire.handlers import Handler
 from dfs.wire.hello import Hello
 from dfs.wire.messages import Message
@@ -52,7 +49,7 @@ async def run_chunkserver(
     listeners: Sequence[Listener] | None = None,
     connector: Connector = connect_tcp,
     random: Random | None = None,
-    workers: Callable[[], Workers] = DiskThreads,
+    workers: Callable[[], DiskWorkers] = DiskThreads,
     signals: bool = True,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -85,7 +82,7 @@ async def _run(
     listeners: Sequence[Listener] | None,
     connector: Connector,
     random: Random,
-    workers: Callable[[], Workers],
+    workers: Callable[[], DiskWorkers],
     signals: bool,
     task_status: trio.TaskStatus[str],
 ) -> None:
@@ -94,7 +91,9 @@ async def _run(
         tcp = await listen_tcp(config.listen)
         address = address or await _reachable(tcp[0], config.master[0])
         listeners = tcp
-    async with _closing(listeners), _open_disks(config, random, workers) as disks:
+    cache = _cache(len(config.disks))
+    async with _closing(listeners), open_disks(config, random, workers, cache) as opening:
+        disks = opening.disks
         service = ChunkService(disks)
         cluster = next((disk.identity.cluster for disk in disks if disk.identity.cluster), "")
         hello = Hello("chunkserver", cluster=cluster, token=config.token)
@@ -114,6 +113,7 @@ async def _run(
                     await nursery.start(_stop_on_signal, nursery.cancel_scope)
                 for disk in disks:
                     nursery.start_soon(watch, disk)
+                nursery.start_soon(_take_late, opening, service, reporter, nursery)
                 cluster = await nursery.start(reporter.run)
                 hello = Hello("chunkserver", cluster=cluster, token=config.token)
                 upkeep = Upkeep(service, pool, workers())
@@ -123,6 +123,23 @@ async def _run(
                     await _monitor(config.http, service, nursery)
                 _log.info("serving %d disks at %s", len(disks), address)
                 task_status.started(address)
+
+
+async def _take_late(
+    opening: Opening, service: ChunkService, reporter: Reporter, nursery: trio.Nursery
+) -> None:
+    """Serve disks that did not answer when the server started, once they do."""
+    async for disk in opening.late:
+        try:
+            check_identities([*opening.disks, disk])
+        except ConfigError as error:
+            _log.error("%s", error)
+            disk.close()
+            continue
+        opening.disks.append(disk)
+        service.add(disk)
+        reporter.add(disk)
+        nursery.start_soon(watch, disk)
 
 
 async def _serve(
@@ -161,39 +178,6 @@ async def _closing(listeners: Sequence[Listener]) -> AsyncIterator[None]:
                 await listener.aclose()
 
 
-@contextlib.asynccontextmanager
-async def _open_disks(
-    config: ChunkServerConfig, random: Random, workers: Callable[[], Workers]
-) -> AsyncIterator[list[Disk]]:
-    """All disks that work; those that do not are left out with an error in the log."""
-    disks: list[Disk] = []
-    errors: list[DiskError] = []
-    server = _make_uuid(random)
-    cache = _cache(len(config.disks))
-    try:
-        for path in config.disks:
-            try:
-                disk = await Disk.open(
-                    path,
-                    fresh=Identity(disk=_make_uuid(random), server=server),
-                    workers=workers(),
-                    room=Room(path, capacity_bytes=config.capacity_bytes, reserve=config.reserve),
-                    cache=cache,
-                )
-            except DiskError as error:
-                _log.error("%s", error)
-                errors.append(error)
-                continue
-            disks.append(disk)
-        if not disks:
-            raise errors[0]
-        _check_identities(disks)
-        yield disks
-    finally:
-        for disk in disks:
-            disk.close()
-
-
 def _check(config: ChunkServerConfig) -> None:
     if not config.master:
         raise ConfigError("no master is given", hint="use --master HOST:PORT")
@@ -210,33 +194,11 @@ def _check(config: ChunkServerConfig) -> None:
         parse_address(address)
 
 
-def _check_identities(disks: Sequence[Disk]) -> None:
-    clusters = {disk.identity.cluster: disk for disk in disks if disk.identity.cluster}
-    if len(clusters) > 1:
-        one, other = list(clusters.values())[:2]
-        raise ConfigError(
-            f"disk {one.path} belongs to cluster {one.identity.cluster}, "
-            f"disk {other.path} to cluster {other.identity.cluster}",
-            hint="one chunk server serves one cluster",
-        )
-    (uuid, count), *_ = Counter(disk.identity.disk for disk in disks).most_common(1)
-    if count > 1:
-        paths = [disk.path for disk in disks if disk.identity.disk == uuid]
-        raise ConfigError(
-            f"{paths[0]} and {paths[1]} have the same disk UUID {uuid}",
-            hint="one is a copy of the other: empty it",
-        )
-
-
 def _server_uuid(disks: Sequence[Disk]) -> str:
     """The UUID most of the disks know this server by: one that came from elsewhere adapts."""
     known = [disk.identity.server for disk in disks if disk.identity.cluster]
     every = known or [disk.identity.server for disk in disks]
     return Counter(every).most_common(1)[0][0]
-
-
-def _make_uuid(random: Random) -> str:
-    return str(UUID(int=random.getrandbits(128), version=4))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +24,7 @@ from dfs.chunkserver.health import Health
 from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.pace import Traffic
 from dfs.chunkserver.room import Room
+from dfs.chunkserver.threads import DiskWorkers
 from dfs.core.errors import (
     ConfigError,
     DfsError,
@@ -32,10 +33,13 @@ from dfs.core.errors import (
     NoSpaceError,
 )
 from dfs.core.ids import ChunkId, DiskId
-from dfs.core.workers import Workers
 from dfs.wire.messages import DiskReport, FragmentStatus, HeldFragment
 
 _log = logging.getLogger(__name__)
+
+
+def _nothing() -> None:
+    """Nobody looks."""
 
 
 class Cache(msgspec.Struct, frozen=True):
@@ -76,34 +80,47 @@ class Disk:
         path: str,
         *,
         fresh: Identity,
-        workers: Workers,
+        workers: DiskWorkers,
         room: Room,
         cache: Cache | None = None,
+        step: Callable[[], None] = _nothing,
     ) -> "Disk":
         """Lock the directory, read its identity (a fresh one becomes `fresh`) and what it holds.
+
+        `step` is called, in a thread, for each thing the disk has answered. Cancelling leaves
+        behind a disk that answers nothing.
 
         Raises:
             ConfigError: not a disk, or in use.
             DiskError: it does not work.
         """
 
+        abandoned = False
+
         def load() -> tuple[Identity, int, Catalog]:
             directory = Path(path)
             directory.mkdir(parents=True, exist_ok=True)
             lock_fd = identities.take_lock(directory)
+            step()
             try:
                 identity = identities.prepare(directory, disk=fresh.disk, server=fresh.server)
+                step()
                 settle(directory)
-                catalog, used = scan(os.path.join(path, identities.FRAGMENTS))
+                catalog, used = scan(os.path.join(path, identities.FRAGMENTS), step)
                 room.account(used)
                 room.refresh()
+                if abandoned:
+                    raise DiskError(f"disk {path} answered too late")
             except BaseException:
                 os.close(lock_fd)
                 raise
             return identity, lock_fd, catalog
 
         try:
-            identity, lock_fd, catalog = await workers.run(load)
+            identity, lock_fd, catalog = await workers.run_abandonable(load)
+        except trio.Cancelled:
+            abandoned = True
+            raise
         except DfsError:
             raise
         except OSError as error:

@@ -7,6 +7,8 @@
                                   where fdatasync fails, for whatever reason
     any other, in a read          DiskError; the disk has failed at the third
 
+It has failed, too, when most of what was verified lately was damaged.
+
 A failed disk takes no change any more, until the server is started again. It still tries to read:
 what it has may be the last copy.
 """
@@ -15,19 +17,24 @@ import errno
 import logging
 import math
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import trio
 
+from dfs.chunkserver.threads import DiskWorkers
 from dfs.core.errors import BusyError, DfsError, DiskError, FragmentError, NoSpaceError
-from dfs.core.workers import Workers
+from dfs.core.ids import ChunkId
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 READ_ERRORS_MAX: Final = 3
+VERIFIED_KEPT: Final = 100
+CORRUPT_MAX: Final = 50
+"""Of the last `VERIFIED_KEPT` fragments that were verified. Single bits rot on good disks, too."""
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _CHANGED: Final = {errno.ENOENT, errno.EEXIST}
@@ -38,7 +45,7 @@ _BUG: Final = {errno.EBADF, errno.EINVAL, errno.EFAULT}
 class Health:
     """`run` makes it a `dfs.core.workers.Workers` for changes to the disk."""
 
-    def __init__(self, path: str, workers: Workers) -> None:
+    def __init__(self, path: str, workers: DiskWorkers) -> None:
         self.path = path
         self.workers = workers
         """The disk's threads; what runs there directly is not judged."""
@@ -49,6 +56,8 @@ class Health:
         self.answered_at = -math.inf
         """When a call last came back from the disk."""
         self._read_errors = 0
+        self._verified: OrderedDict[ChunkId, bool] = OrderedDict()
+        """The last verdicts: whether a fragment was corrupt."""
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """Run a blocking call that changes something on the disk.
@@ -86,6 +95,16 @@ class Health:
         """What an OSError of a read on the event loop means."""
         return self._judge(error, changing=False)
 
+    def verified(self, chunk: ChunkId, *, corrupt: bool) -> None:
+        """A fragment has been read as a whole, and its checksums were right or not."""
+        verified = self._verified
+        verified[chunk] = corrupt
+        verified.move_to_end(chunk)
+        if len(verified) > VERIFIED_KEPT:
+            verified.popitem(last=False)
+        if corrupt and (count := sum(verified.values())) >= CORRUPT_MAX:
+            self.fail(f"{count} of the last {len(verified)} fragments verified are corrupt")
+
     def check(self) -> None:
         """Raises DiskError where the disk has failed."""
         if self.error:
@@ -98,7 +117,11 @@ class Health:
         """The disk takes no more changes. The first reason stays."""
         if not self.error:
             self.error = why
-            _log.error("disk %s has failed: %s", self.path, why)
+            _log.error(
+                "disk %s has failed: %s; it takes no new data, and the master is told: "
+                "replace it, or repair it and restart this server",
+                self.path, why,
+            )  # fmt: skip
             self.changed()
 
     def _judge(self, error: OSError, *, changing: bool) -> DfsError:

@@ -76,6 +76,8 @@ class Reporter:
         self._heartbeat_s = _RETRY_MOST_S
         self._changed = trio.Event()
         self._reporting: set[DiskId] = set()
+        self._joined = False
+        """A disk has been added that the master does not know of."""
 
     async def run(
         self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -97,7 +99,8 @@ class Reporter:
         async with trio.open_nursery() as nursery:
             while True:
                 reply = await self._insist(self._beat)
-                if not reply.known:
+                if not reply.known or self._joined:
+                    self._joined = False
                     await self._insist(self._register)
                     continue
                 for number in reply.report_disks:
@@ -108,6 +111,12 @@ class Reporter:
                     await self._changed.wait()
                     await trio.sleep(_EARLY_S)
                 self._changed = trio.Event()
+
+    def add(self, disk: Disk) -> None:
+        """The service has one more disk: register it."""
+        disk.health.changed = self._note_change
+        self._joined = True
+        self._note_change()
 
     def _note_change(self) -> None:
         self._changed.set()

@@ -53,6 +53,11 @@ class ChunkService:
         self._started_at = trio.current_time()
         self.renumber()
 
+    def add(self, disk: Disk) -> None:
+        """Serve one more disk."""
+        self.disks = (*self.disks, disk)
+        self.renumber()
+
     def renumber(self) -> None:
         """Take over the numbers of the disks, after the master gave them."""
         self._by_number = {disk.number: disk for disk in self.disks if disk.number}

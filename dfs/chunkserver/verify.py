@@ -35,6 +35,15 @@ async def verify(
     Raises:
         DiskError: the disk has failed as a whole.
     """
+    verdict = await _verify(disk, chunk, index, length, rate)
+    if verdict.reason in {"", "corrupt"}:
+        disk.health.verified(chunk, corrupt=verdict.reason == "corrupt")
+    return verdict
+
+
+async def _verify(
+    disk: Disk, chunk: ChunkId, index: int, length: int, rate: Rate
+) -> FragmentVerdict:
     if disk.catalog.get(chunk) is None:
         return FragmentVerdict("missing", f"disk {disk.path} holds no fragment of it", 0)
     try:

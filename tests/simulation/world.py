@@ -44,6 +44,9 @@ class InlineWorkers:
         finally:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:
+        return await self.run(function, *args)
+
 
 class _Host:
     """What runs on one host, until it crashes."""

@@ -1,5 +1,6 @@
 """A whole chunk server against a stand-in for the master: joining, reporting, stopping."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -53,6 +54,8 @@ class Master:
         self.cluster = cluster
         self.address = ""
         self.registrations: list[RegisterServer] = []
+        self.numbers: dict[str, int] = {}
+        """Of disks, by UUID."""
         self.beats: list[Heartbeat] = []
         self.pages: list[ReportChunks] = []
         self.known = True
@@ -65,7 +68,9 @@ class Master:
             raise self.refuse
         self.known = True
         self.registrations.append(request)
-        numbers = tuple(range(11, 11 + len(request.disks)))
+        numbers = tuple(
+            self.numbers.setdefault(disk.uuid, 11 + len(self.numbers)) for disk in request.disks
+        )
         return Registered(self.cluster, 5, numbers, 0.05)
 
     def beat(self, _: Peer, request: Heartbeat, payload: memoryview) -> HeartbeatReply:
@@ -378,6 +383,90 @@ async def test_a_disk_that_does_not_work_is_left_out_and_none_is_refused(tmp_pat
             await until(lambda: master.beats)
             assert [disk.path for disk in master.beats[-1].disks] == [str(tmp_path / "good")]
         assert isinstance(await refusal(config(master, broken)), DiskError)
+
+
+# ------------------------------------------------------------------ disks that hang
+
+
+@pytest.mark.allow_logs(r"a has not answered for 0.2 s; it joins when it does")
+async def test_a_disk_that_hangs_at_start_holds_up_nobody_and_joins_when_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs.chunkserver.opening.HANGS_AFTER_S", 0.2)
+    async with Master().serving() as master:
+        async with running(config(master, tmp_path / "a", tmp_path / "b")):
+            await until(lambda: master.beats)
+        lock = hang(tmp_path / "a")
+        async with running(config(master, tmp_path / "a", tmp_path / "b")) as address:
+            await until(lambda: len(master.registrations) == 2)
+            registered = master.registrations[-1]
+            assert [disk.path for disk in registered.disks] == [str(tmp_path / "b")]
+            await put(address, range(1, 2), disk=12)
+            with lock.open("w"):  # now it answers
+                await until(lambda: len(master.registrations[-1].disks) == 2)
+            again = master.registrations[-1]
+            assert [disk.path for disk in again.disks] == [str(tmp_path / "b"), str(tmp_path / "a")]
+            assert again.uuid == registered.uuid == master.registrations[0].uuid
+            await until(lambda: len(master.beats[-1].disks) == 2)
+            await put(address, range(2, 3), disk=11)
+    assert [len(files(tmp_path / name)) for name in "ab"] == [1, 1]
+
+
+@pytest.mark.allow_logs("has not answered for 0.2 s")
+async def test_a_server_stops_while_a_disk_still_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs.chunkserver.opening.HANGS_AFTER_S", 0.2)
+    async with Master().serving() as master:
+        lock = hang(tmp_path / "a")
+        with trio.fail_after(5):
+            async with running(config(master, tmp_path / "a", tmp_path / "b")):
+                await until(lambda: master.beats)
+        with lock.open("w"):
+            # The thread that was left behind gives the disk up when it wakes.
+            await until(lambda: (tmp_path / "a" / "disk.json").exists() and not is_locked(lock))
+
+
+@pytest.mark.allow_logs("has not answered for 0.2 s", "belongs to cluster")
+async def test_a_late_disk_of_another_cluster_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dfs.chunkserver.opening.HANGS_AFTER_S", 0.2)
+    async with Master(OTHER_CLUSTER).serving() as other, running(config(other, tmp_path / "a")):
+        await until(lambda: other.beats)
+    lock = hang(tmp_path / "a")
+    async with (
+        Master().serving() as master,
+        running(config(master, tmp_path / "a", tmp_path / "b")),
+    ):
+        await until(lambda: master.beats)
+        with lock.open("w"):
+            await until(lambda: f"/a to cluster {OTHER_CLUSTER}" in caplog.text)
+        assert not is_locked(lock)
+        beats = len(master.beats)
+        await until(lambda: len(master.beats) > beats + 1)
+        assert len(master.beats[-1].disks) == 1
+        assert len(master.registrations) == 1
+
+
+def hang(disk: Path) -> Path:
+    """Opening the disk waits from now on until somebody opens its lock file for writing."""
+    disk.mkdir(exist_ok=True)
+    lock = disk / "lock"
+    lock.unlink(missing_ok=True)
+    os.mkfifo(lock)
+    return lock
+
+
+def is_locked(lock: Path) -> bool:
+    fd = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 # ------------------------------------------------------------------ a process of its own

@@ -19,7 +19,7 @@ from dfs.chunkserver.fragment_file import FragmentFile
 from dfs.chunkserver.fragment_format import FragmentHeader
 from dfs.chunkserver.identity import Identity, load, save
 from dfs.chunkserver.room import Reserve, Room
-from dfs.chunkserver.threads import DiskThreads
+from dfs.chunkserver.threads import DiskThreads, DiskWorkers
 from dfs.chunkserver.watch import watch
 from dfs.core.errors import (
     BusyError,
@@ -29,7 +29,6 @@ from dfs.core.errors import (
     FragmentError,
     NoSpaceError,
 )
-from dfs.core.workers import Workers
 from dfs.wire.messages import FragmentStatus, HeldFragment
 from tests.unit.chunkserver.sample import CLUSTER, CODED, batch, encode, header
 
@@ -45,7 +44,7 @@ FRESH = Identity(
 async def opened(
     path: Path,
     *,
-    workers: Workers | None = None,
+    workers: DiskWorkers | None = None,
     capacity: int | None = None,
     reserve: Reserve = NO_RESERVE,
     cache: Cache | None = None,
@@ -73,6 +72,9 @@ class Inline:
     async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
+
+    async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:
+        return await self.run(function, *args)
 
 
 class CountingThreads(DiskThreads):

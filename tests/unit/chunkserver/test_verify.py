@@ -18,6 +18,7 @@ from dfs.wire.messages import (
     FragmentVerdict,
     VerifyFragment,
 )
+from tests.damage import flip_bits
 from tests.unit.chunkserver.grid import Grid, Node, grid
 from tests.unit.chunkserver.sample import CODED, WHOLE, header
 from tests.unit.chunkserver.test_disk import store
@@ -170,6 +171,24 @@ async def test_a_bad_sector_is_corrupt_and_a_failed_disk_is_an_error(
         with pytest.raises(DiskError, match="has failed"):
             await verify(servers)
         assert servers.nodes[0].disk.report().failed
+
+
+@pytest.mark.allow_logs("has failed: 50 of the last 60 fragments verified are corrupt")
+async def test_a_disk_on_which_most_is_corrupt_has_failed(tmp_path: Path) -> None:
+    async with grid(tmp_path, 1) as servers:
+        node = servers.nodes[0]
+        for chunk in range(1, 61):
+            await servers.store([1000], WHOLE, chunk)
+        for chunk in range(1, 61):
+            if chunk > 10:
+                flip_bits(node.file_of(chunk), Random(chunk), 1, start=64)
+            assert not node.disk.report().failed
+            for _ in range(2):  # one fragment counts once
+                request = VerifyFragment(node.number, chunk, 0, 1000)
+                reply = await servers.pool.call(node.address, request, FragmentVerdict, timeout_s=5)
+                assert reply.reason == ("corrupt" if chunk > 10 else "")
+        assert node.disk.report().failed
+        assert "50 of the last 60 fragments" in node.disk.report().error
 
 
 async def test_a_corrupt_fragment_is_rebuilt_in_place(tmp_path: Path) -> None:
