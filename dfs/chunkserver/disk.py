@@ -222,7 +222,7 @@ class Disk:
                 opened.set()
 
     async def _open_fragment(self, name: FragmentName) -> Fragment:
-        directory = self._directory_of(name.chunk)
+        directory = self.directory_of(name.chunk)
         cluster = UUID(self.identity.cluster)
         try:
             file = await self.health.run_read(FragmentFile.open, directory, name, cluster)
@@ -244,7 +244,7 @@ class Disk:
                 fragment.pin()
                 return fragment
             if chunk not in self.catalog and chunk not in self._opening:
-                return self._enlist(FragmentFile(self._directory_of(chunk), header))
+                return self._enlist(FragmentFile(self.directory_of(chunk), header))
             try:
                 return await self.fragment(chunk)
             except FragmentGoneError:
@@ -308,7 +308,7 @@ class Disk:
             del self._in_use[chunk]
         fragment.retire()
 
-    def _directory_of(self, chunk: ChunkId) -> str:
+    def directory_of(self, chunk: ChunkId) -> str:
         return os.path.join(self.path, identities.FRAGMENTS, directory_of(chunk))
 
     # ------------------------------------------------------------------ requests
@@ -402,7 +402,7 @@ class Disk:
                     self.catalog.remove(chunk)
                     idle.append(name)
             if idle:
-                paths = [os.path.join(self._directory_of(name.chunk), str(name)) for name in idle]
+                paths = [os.path.join(self.directory_of(name.chunk), str(name)) for name in idle]
                 self.room.account(-await self.health.run(_unlink, paths))
         except BaseException:
             # Which of them are gone is found out when they are next asked for.
@@ -450,7 +450,7 @@ class Disk:
 
     async def _show(self, arrival: Arrival) -> None:
         chunk = arrival.file.header.chunk
-        freed = await arrival.publish(self._directory_of(chunk), self.catalog.get(chunk))
+        freed = await arrival.publish(self.directory_of(chunk), self.catalog.get(chunk))
         self.catalog.put(arrival.file.name)
         self.room.account(-freed)
 

@@ -15,6 +15,7 @@ from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch
 from dfs.chunkserver.fragment_format import FragmentHeader, possible
+from dfs.chunkserver.listing import list_fragments
 from dfs.chunkserver.page_cache import drop, is_cached, warm
 from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
@@ -25,7 +26,9 @@ from dfs.wire.messages import (
     Appended,
     DeleteFragments,
     Empty,
+    FragmentsReply,
     FragmentStatus,
+    ListFragments,
     Message,
     ReadRecords,
     RecordsReply,
@@ -81,6 +84,7 @@ class ChunkService:
             SealFragment: self.seal,
             DeleteFragments: self.delete,
             StatFragment: self.stat,
+            ListFragments: self.list_fragments,
             ServerStatus: self.status,
         }
 
@@ -199,6 +203,11 @@ class ChunkService:
             raise
         finally:
             fragment.unpin()
+
+    async def list_fragments(
+        self, _: Peer, request: ListFragments, payload: memoryview
+    ) -> FragmentsReply:
+        return await list_fragments(self.disk(request.disk), request.after, request.limit)
 
     def status(self, _: Peer, request: ServerStatus, payload: memoryview) -> ServerStatusReply:
         return ServerStatusReply(

@@ -204,11 +204,17 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
 
     `end` is where the last of new extents ends: it raises the length of an OPEN chunk.
     A SEALED chunk that has no live byte left becomes DOOMED.
+
+    What refers to a chunk that is gone, through damage, can still be taken away.
     """
     chunk = get_chunk(txn, chunk_id)
-    if chunk is None or chunk.state is ChunkState.DOOMED or chunk.live + change < 0:
-        raise _broken(chunk_id)
+    is_gone = chunk is None or chunk.state is ChunkState.DOOMED
     counters = get_counters(txn)
+    if is_gone and change <= 0:
+        put_counters(txn, replace(counters, live=counters.live + change))
+        return
+    if chunk is None or is_gone or chunk.live + change < 0:
+        raise _broken(chunk_id)
     put_counters(txn, replace(counters, live=counters.live + change))
     live = chunk.live + change
     if chunk.state is ChunkState.OPEN:
@@ -231,6 +237,11 @@ def _doom(txn: Writer, chunk: Chunk) -> None:
     put_chunk(txn, doomed)
     for fragment in chunk.fragments:
         txn.put(doomed_key(fragment.disk, chunk.chunk), b"")
+
+
+def doom_unused(txn: Writer, chunk: Chunk) -> None:
+    """A SEALED chunk was found to have no live byte, though nobody took the last one."""
+    _doom(txn, chunk)
 
 
 def _forget(txn: Writer, chunk: Chunk) -> None:

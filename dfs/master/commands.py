@@ -15,6 +15,7 @@ import msgspec
 from dfs.core.chunk import Chunk, FragmentState
 from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, SessionId
 from dfs.core.policy import Policy
+from dfs.master.check.fixes import AnyFix
 from dfs.master.keyspace import DiskRecord, ServerRecord, SessionRecord
 from dfs.wire.messages import AnyOp, Cred
 
@@ -202,6 +203,15 @@ class RegisterServer(Command[Registration], frozen=True, tag=40):
     disks: tuple[DiskIdentity, ...]
 
 
+# ------------------------------------------------------------------ repairs, backups
+
+
+class MendMetadata(Command[tuple[bool, ...]], frozen=True, tag=70):
+    """Make these repairs, each by itself. Returns which of them changed something."""
+
+    fixes: tuple[AnyFix, ...]
+
+
 AnyCommand: TypeAlias = (
     Format
     | StartMaster
@@ -217,5 +227,6 @@ AnyCommand: TypeAlias = (
     | MarkFragments
     | DropFragments
     | RegisterServer
+    | MendMetadata
 )
 """For decoding a logged command."""

@@ -23,6 +23,7 @@ from dfs import __version__
 from dfs.core.errors import DfsError
 from dfs.core.workers import Workers
 from dfs.master import membership, sessions
+from dfs.master.check.service import CheckService
 from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import Format, StartMaster
 from dfs.master.health import Health
@@ -41,6 +42,7 @@ from dfs.master.liveness import Liveness, Timing
 from dfs.master.metrics import MasterMetrics
 from dfs.master.server_service import ServerService
 from dfs.master.service import ClientService
+from dfs.master.snapshots import Snapshots
 from dfs.master.state import State
 from dfs.master.status import StatusService
 from dfs.master.store import RocksStore, Store
@@ -115,8 +117,12 @@ class Master:
         random: Random,
         clock: Callable[[], float] = trio.current_time,
         now_ns: Callable[[], int] = time.time_ns,
+        snapshots: Path | None = None,
     ) -> None:
-        """Format an empty store, and take up what a full one says. `clock` only goes forward."""
+        """Format an empty store, and take up what a full one says. `clock` only goes forward.
+
+        `snapshots`: a directory of the master's own, on the store's file system.
+        """
         state = State(store)
         self.journal = LocalJournal(state, workers)
         if not state.formatted:
@@ -176,7 +182,13 @@ class Master:
             health=health,
             clock=clock,
         )
-        self.handlers = {**clients.handlers(), **servers.handlers(), **self.status.handlers()}
+        self._checks = CheckService(context, Snapshots(snapshots, store, workers))
+        self.handlers = {
+            **clients.handlers(),
+            **servers.handlers(),
+            **self.status.handlers(),
+            **self._checks.handlers(),
+        }
         self.jobs: tuple[Job, ...] = (
             WatchServers(self.liveness, servers.note_broken, servers.note_down),
             FlushLog(self.journal),
@@ -201,6 +213,7 @@ class Master:
         async with self._pool, trio.open_nursery() as nursery:
             for job in self.jobs:
                 nursery.start_soon(run_forever, job, name=job.name)
+            nursery.start_soon(self._checks.run)
             await serve(
                 listeners,
                 self.handlers,
@@ -229,7 +242,12 @@ async def run_master(
         raise
     try:
         master = Master(
-            store, ThreadWorkers(2), timing=config.timing, lease_s=config.lease_s, random=Random()
+            store,
+            ThreadWorkers(2),
+            timing=config.timing,
+            lease_s=config.lease_s,
+            random=Random(),
+            snapshots=config.data / "snapshots",
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)

@@ -31,14 +31,18 @@ def problems(
 ) -> Iterator[Problem]:
     """`scratch`: a directory for what does not fit into memory. `tick` hears of rows done."""
     with Walk(reader, scratch=scratch, tick=tick, run_records=run_records) as walk:
-        # In this order: each gathers what later ones need.
-        for check_part in (
-            gather_names,
-            check_inodes,
-            check_directories,
-            check_sessions,
-            check_chunks,
-            check_indexes,
-            check_counters,
-        ):
-            yield from check_part(walk)
+        yield from walk_through(walk)
+
+
+def walk_through(walk: Walk) -> Iterator[Problem]:
+    """All parts of a check, in order: each gathers what later ones need."""
+    for check_part in (
+        gather_names,
+        check_inodes,
+        check_directories,
+        check_sessions,
+        check_chunks,
+        check_indexes,
+        check_counters,
+    ):
+        yield from check_part(walk)

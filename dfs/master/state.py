@@ -26,6 +26,7 @@ from dfs.master import (
     runs,
     sessions,
 )
+from dfs.master.check import mend
 from dfs.master.commands import Command, SessionCommand
 from dfs.master.keyspace import (
     META_CLUSTER,
@@ -110,6 +111,7 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.MarkFragments: chunks.mark,
     commands.DropFragments: chunks.drop_fragments,
     commands.RegisterServer: membership.register,
+    commands.MendMetadata: mend.mend,
 }
 
 _REPLIES: Final[dict[type[SessionCommand[Any]], Callable[[bytes], Any]]] = {

@@ -15,6 +15,7 @@ Contract (one conformance suite runs over both):
 The master owns its store: one process opens it at a time.
 """
 
+import time
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Final, Protocol, cast
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -49,6 +51,9 @@ _RECENT_TABLES: Final = frozenset(META_COUNTERS[:1] + SESSION + INODE + CHUNK + 
 _RECENT_ROWS: Final = 8192
 """A few rows are read with almost every request (the counters, the session, the directory it
 is about): a dictionary answers in a tenth of the time of RocksDB's cache."""
+
+_FLUSH_MOST_S: Final = 10.0
+_FLUSH_POLL_S: Final = 0.005
 
 _CACHED_BLOCK_BYTES: Final = 3 * 1024
 """A low estimate of the mean block in the cache; the cost of one too low is a few MiB."""
@@ -133,14 +138,23 @@ class RocksStore:
         ConfigError: another process has it open, or `path` cannot be used.
     """
 
-    def __init__(self, path: Path, *, cache_bytes: int = 128 * MIB) -> None:
+    def __init__(
+        self, path: Path, *, cache_bytes: int = 128 * MIB, read_only: bool = False
+    ) -> None:
+        """`read_only`: for a checkpoint; it must be there, and nothing in it is touched."""
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                path.mkdir(parents=True, exist_ok=True)
             options = _options(cache_bytes)
             # Without naming the column family, rocksdict opens an existing database with the
             # options it was left with, and a cache of 8 MiB.
-            self._db = Rdict(str(path), options, column_families={"default": options})
+            self._db = Rdict(
+                str(path),
+                options,
+                column_families={"default": options},
+                access_type=AccessType.read_only() if read_only else AccessType.read_write(),
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot use {path} for the master's metadata: {error.strerror or error}",
@@ -213,11 +227,27 @@ class RocksStore:
         except Exception as error:
             raise self._failed("sync", error) from error
 
+    def approximate_rows(self) -> int:
+        """How many there are, roughly, at no cost."""
+        return self._db.property_int_value("rocksdb.estimate-num-keys") or 0
+
     def checkpoint(self, path: Path) -> None:
         try:
+            self._flush_ahead()
             Checkpoint(self._db).create_checkpoint(str(path))
         except Exception as error:
             raise self._failed("checkpoint", error) from error
+
+    def _flush_ahead(self) -> None:
+        """A checkpoint begins by writing down what is in memory, and holds Python's lock all the
+        while: let RocksDB do most of that in the background first."""
+        self._db.flush(wait=False)
+        deadline = time.monotonic() + _FLUSH_MOST_S
+        while time.monotonic() < deadline and (
+            self._db.property_int_value("rocksdb.mem-table-flush-pending")
+            or self._db.property_int_value("rocksdb.num-immutable-mem-table")
+        ):
+            time.sleep(_FLUSH_POLL_S)
 
     def close(self) -> None:
         # It fails where the last flush does. Nothing is lost: all of it is in the log.

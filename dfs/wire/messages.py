@@ -770,6 +770,95 @@ class RemoveDisks(Message, frozen=True):
     disks: tuple[DiskId, ...] = ()
 
 
+# ------------------------------------------------------------------ checks, backups
+
+
+class StartCheck(Message, frozen=True):
+    """Check the metadata against itself and against what the disks hold, while all goes on.
+
+    The check ends when nobody asks for it by ReadCheck for `CHECK_IDLE_S`.
+
+    A retry with the same nonce is the same check. Raises BusyError while another one runs.
+    """
+
+    nonce: int
+    repair: bool = False
+    """Also mend what can be mended without a person."""
+
+
+CHECK_IDLE_S: Final = 30.0
+
+
+class CheckStarted(Message, frozen=True):
+    check: int
+
+
+class ReadCheck(Message, frozen=True):
+    """How far a check is, and its findings past the first `after`.
+
+    Raises FileSystemError (ENOENT) for one that is not (or no longer) known.
+    """
+
+    check: int
+    after: int = 0
+
+
+class Outcome(IntEnum):
+    """What became of a finding."""
+
+    FOUND = 1
+    """Nothing: it was not to be mended."""
+    REPAIRED = 2
+    LEFT = 3
+    """It needs a person."""
+
+
+class Finding(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    what: str
+    outcome: Outcome
+    todo: str = ""
+
+
+class CheckReply(Message, frozen=True):
+    phase: str
+    """What it does now, for people; "" at the end."""
+    done: int
+    total: int
+    """Of what the phase goes through; about."""
+    finished: bool
+    error: str
+    """Why it could not be finished, or ""."""
+    inodes: int
+    chunks: int
+    fragments: int
+    """Looked at so far."""
+    found: int
+    repaired: int
+    left: int
+    """`found` counts the others too."""
+    findings: tuple[Finding, ...]
+    more: bool
+    notes: tuple[str, ...]
+    """What is no damage, and worth knowing."""
+    unchecked: tuple[str, ...]
+    """What could not be looked at, and why."""
+
+
+class ListFragments(Message, frozen=True):
+    """What a disk holds of chunks past `after`, in order: a page that goes through `limit` of them.
+
+    Each fragment is looked into: its file, header, length and index, not its records.
+    """
+
+    disk: DiskId
+    after: ChunkId = 0
+    limit: int = 2000
+
+
+FRAGMENTS_MAX: Final = 20_000
+"""Fragments in one FragmentsReply."""
+
+
 # ------------------------------------------------------------------ chunk server -> master
 
 
@@ -833,6 +922,15 @@ class ReportChunks(Message, frozen=True):
     after: ChunkId
     fragments: tuple[HeldFragment, ...]
     last: bool
+
+
+class FragmentsReply(Message, frozen=True):
+    fragments: tuple[HeldFragment, ...]
+    unusable: tuple[tuple[ChunkId, str], ...]
+    """Those that are there and left out, and why."""
+    upto: ChunkId
+    """How far the page goes."""
+    more: bool
 
 
 class ReportChunksReply(Message, frozen=True):
@@ -1115,6 +1213,8 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(47, SetBudget, Empty),
     Method(48, SetDraining, Empty),
     Method(49, RemoveDisks, Empty),
+    Method(50, StartCheck, CheckStarted),
+    Method(51, ReadCheck, CheckReply),
     # to the master: from chunk servers
     Method(60, RegisterServer, Registered),
     Method(61, Heartbeat, HeartbeatReply),
@@ -1127,6 +1227,7 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(104, DeleteFragments, Empty),
     Method(105, StatFragment, FragmentStatus),
     Method(106, ServerStatus, ServerStatusReply),
+    Method(109, ListFragments, FragmentsReply),
     Method(110, RebuildFragment, RebuiltFragment),
     Method(111, VerifyFragment, FragmentVerdict),
     Method(112, RewriteChunk, RewrittenChunk),

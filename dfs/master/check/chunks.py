@@ -7,9 +7,9 @@ from dfs.core.inode import Extent
 from dfs.master import keyspace as keys
 from dfs.master.check.fixes import AdjustChunk, DropRow, IndexChunk, SettleExtent
 from dfs.master.check.inodes import gone, past_the_end
-from dfs.master.check.problem import Problem
+from dfs.master.check.problem import RESTORE_ALL, Problem
 from dfs.master.check.walk import END, Cursor, Walk, decoded
-from dfs.master.keyspace import get_chunk, key_id, second_id
+from dfs.master.keyspace import key_id, second_id
 
 Found = Iterator[Problem]
 
@@ -21,10 +21,10 @@ def check_chunks(walk: Walk) -> Found:
         raw = chunks.one(number)
         chunk = None if raw is None else decoded(keys.decode_chunk, raw)
         if raw is not None and chunk is None:
-            yield Problem(
-                f"the record of chunk {number} cannot be read",
-                todo="restore the metadata from a backup",
-            )
+            yield Problem(f"the record of chunk {number} cannot be read", todo=RESTORE_ALL)
+        elif chunk is not None and chunk.chunk != number:
+            yield Problem(f"the record of chunk {number} says {chunk.chunk}", todo=RESTORE_ALL)
+            chunk = None
         live = yield from _extents_of(walk, number, chunk, extents)
         if chunk is not None:
             walk.last_chunk = number
@@ -86,6 +86,7 @@ def _fragments(walk: Walk, chunk: Chunk) -> Found:
         [keys.fragment_by_disk_key(each.disk, number) for each in chunk.fragments]
     )
     for fragment, index in zip(chunk.fragments, listed, strict=True):
+        walk.seen[fragment.state.name] += not doomed
         if index != bytes((fragment.index,)):
             yield Problem(
                 f"fragment {fragment.index} of chunk {number} is not in fragment-by-disk",
@@ -125,7 +126,7 @@ def _by_disk(walk: Walk) -> Found:
     for table, what in ((keys.FRAGMENT_BY_DISK, "listed for"), (keys.DOOMED, "doomed on")):
         for key, _ in walk.rows(table):
             disk, number = keys.fragment_by_disk_place(key)
-            chunk = get_chunk(walk.reader, number)
+            chunk = walk.chunk(number)
             held = chunk is not None and any(each.disk == disk for each in chunk.fragments)
             if table == keys.DOOMED and chunk is not None:
                 held = held and chunk.state is ChunkState.DOOMED
@@ -136,7 +137,7 @@ def _by_disk(walk: Walk) -> Found:
 def _by_session(walk: Walk) -> Found:
     for key, _ in walk.rows(keys.CHUNK_BY_SESSION):
         session, number = key_id(key), second_id(key)
-        chunk = get_chunk(walk.reader, number)
+        chunk = walk.chunk(number)
         if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner != session:
             yield Problem(
                 f"chunk {number} is listed for session {session} by mistake", DropRow(key)

@@ -8,9 +8,9 @@ import msgspec
 from dfs.core.chunk import ChunkState
 from dfs.master import keyspace as keys
 from dfs.master.check.fixes import AdjustCounters, DropRow, IndexRecord, TidyOpen
-from dfs.master.check.problem import Problem
-from dfs.master.check.walk import Walk
-from dfs.master.keyspace import key_id, scan_prefix, second_id, u64
+from dfs.master.check.problem import RESTORE_ALL, Problem
+from dfs.master.check.walk import Walk, decoded
+from dfs.master.keyspace import from_u64, key_id, scan_prefix, second_id, u64
 
 Found = Iterator[Problem]
 
@@ -35,13 +35,22 @@ def _session(raw: bytes) -> tuple[bytes, int]:
     return keys.session_by_nonce_key(session.nonce, session.client), session.session
 
 
-INDEXES: Final[dict[bytes, tuple[bytes, str, Callable[[bytes], tuple[bytes, int]]]]] = {
-    keys.POLICY: (keys.POLICY_BY_NAME, "policies and their names", _policy),
-    keys.SERVER: (keys.SERVER_BY_UUID, "servers and their UUIDs", _server),
-    keys.DISK: (keys.DISK_BY_UUID, "disks and their UUIDs", _disk),
-    keys.SESSION: (keys.SESSION_BY_NONCE, "sessions and their nonces", _session),
+class Index(msgspec.Struct, frozen=True):
+    """How a table's records are found by something else than their number."""
+
+    table: bytes
+    names: str
+    enter: Callable[[bytes], tuple[bytes, int]]
+    """A record's key in the index, and the number under it."""
+
+
+INDEXES: Final = {
+    keys.POLICY: Index(keys.POLICY_BY_NAME, "policies and their names", _policy),
+    keys.SERVER: Index(keys.SERVER_BY_UUID, "servers and their UUIDs", _server),
+    keys.DISK: Index(keys.DISK_BY_UUID, "disks and their UUIDs", _disk),
+    keys.SESSION: Index(keys.SESSION_BY_NONCE, "sessions and their nonces", _session),
 }
-"""By table: its index, what it is called, and how a record is entered: key and number."""
+"""By table."""
 
 _DROPPED: Final = frozenset((keys.POLICY_BY_NAME, keys.SESSION_BY_NONCE))
 """A row of these that leads nowhere is useless. The number of a server or disk is not: when it
@@ -50,22 +59,33 @@ registers again it gets its record back under that number, and with it its fragm
 
 def check_indexes(walk: Walk) -> Found:
     reader = walk.reader
-    for table, (index, names, enter) in INDEXES.items():
+    for table, index in INDEXES.items():
         for key, value in scan_prefix(reader, table):
-            at, number = enter(value)
-            if reader.get(at) != u64(number):
+            entered = decoded(index.enter, value)
+            if entered is None:
                 yield Problem(
-                    f"{names} do not match: {number} is not in the index", IndexRecord(key)
+                    f"record {key_id(key)} of {index.names} cannot be read", todo=RESTORE_ALL
                 )
-        for key, value in scan_prefix(reader, index):
+            elif entered[1] != key_id(key):
+                yield Problem(
+                    f"record {key_id(key)} of {index.names} says {entered[1]}", todo=RESTORE_ALL
+                )
+            elif reader.get(entered[0]) != u64(entered[1]):
+                yield Problem(
+                    f"{index.names} do not match: {entered[1]} is not in the index",
+                    IndexRecord(key),
+                )
+        for key, value in scan_prefix(reader, index.table):
             record = reader.get(table + value)
-            if record is None or enter(record)[0] != key:
-                yield Problem(
-                    f"{names} do not match: the index leads to {int.from_bytes(value, 'big')}, "
-                    "which is no such record",
-                    DropRow(key) if index in _DROPPED or record is not None else None,
-                    "" if index in _DROPPED else "restart the chunk servers: they register anew",
-                )
+            if record is None or ((entered := decoded(index.enter, record)) and entered[0] != key):
+                yield _astray(index, key, value, record)
+
+
+def _astray(index: Index, key: bytes, value: bytes, record: bytes | None) -> Problem:
+    text = f"{index.names} do not match: the index leads to {from_u64(value)}, which is no such one"
+    if index.table in _DROPPED or record is not None:
+        return Problem(text, DropRow(key))
+    return Problem(text, todo="restart the chunk servers: they register anew")
 
 
 def check_sessions(walk: Walk) -> Found:

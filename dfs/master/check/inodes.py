@@ -23,10 +23,10 @@ from dfs.master.check.fixes import (
     TidyInode,
     TidyOpen,
 )
-from dfs.master.check.problem import Problem
+from dfs.master.check.problem import RESTORE_ALL, Problem
 from dfs.master.check.tree import note_directory, note_subdirectory
 from dfs.master.check.walk import END, MISPLACED_MAX, Walk, decoded, sorted_rows
-from dfs.master.keyspace import from_u64, get_chunk, second_id
+from dfs.master.keyspace import from_u64, second_id
 from dfs.master.removal import TRIMMED, XATTRS
 from dfs.master.sessions import OPENED
 
@@ -77,6 +77,9 @@ class _Inodes:
                 inode = decoded(keys.decode_inode, raw)
                 if inode is None:
                     yield Problem(f"the record of inode {ino} cannot be read", todo=_RESTORE)
+                elif inode.ino != ino:
+                    yield Problem(f"the record of inode {ino} says {inode.ino}", todo=_RESTORE)
+                    inode = None
             yield from self._check(ino, inode)
 
     def _check(self, ino: InodeId, inode: Inode | None) -> Found:
@@ -142,10 +145,8 @@ class _Inodes:
     # ------------------------------------------------------------------ the record, its names
 
     def _record(self, ino: InodeId, inode: Inode) -> Found:
-        if inode.ino != ino:
-            yield Problem(f"the record of inode {ino} says {inode.ino}", todo=_RESTORE)
         if ino == ROOT_INODE and not inode.is_dir:
-            yield Problem("the root is no directory", todo="restore the metadata from a backup")
+            yield Problem("the root is no directory", todo=RESTORE_ALL)
         elif ino == ROOT_INODE and inode.parent != ino:
             yield Problem("the root does not hold itself", TidyInode(ino))
         if not inode.is_dir and inode.parent:
@@ -324,7 +325,7 @@ class _Inodes:
         # `check_chunks` goes by that table: it will not meet this extent.
         self._walk.unindexed = True
         yield Problem(f"{where} is not in extent-by-chunk", IndexExtent(ino, offset))
-        chunk = get_chunk(reader, extent.chunk)
+        chunk = self._walk.chunk(extent.chunk)
         if chunk is None or chunk.state is ChunkState.DOOMED:
             yield gone(ino, offset, extent.chunk)
         elif extent.chunk_offset + extent.length > chunk.length:

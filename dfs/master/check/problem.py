@@ -1,8 +1,12 @@
 """What a check finds: one sentence, and what would mend it."""
 
+from typing import Final
+
 import msgspec
 
 from dfs.master.check.fixes import AnyFix
+
+RESTORE_ALL: Final = "restore the metadata from a backup"
 
 
 class Problem(msgspec.Struct, array_like=True, frozen=True):

@@ -6,9 +6,9 @@ from typing import Final
 from dfs.core.ids import NAME_MAX_BYTES, ROOT_INODE, InodeId
 from dfs.master import keyspace as keys
 from dfs.master.check.fixes import AdjustInode, Rescue
-from dfs.master.check.problem import Problem
+from dfs.master.check.problem import RESTORE_ALL, Problem
 from dfs.master.check.walk import END, Walk, sorted_rows
-from dfs.master.keyspace import from_u64, get_inode, key_id, scan_prefix, second_id, u64
+from dfs.master.keyspace import from_u64, key_id, scan_prefix, u64
 
 REACHED_MAX: Final = 1_000_000
 """Directories remembered as reached from the root, at most."""
@@ -26,8 +26,11 @@ def gather_names(walk: Walk) -> Iterator[Problem]:
             _note_entries(walk, parent, entries)
             parent, entries = key_id(key), 0
         entries += 1
-        add(b"\0" + value + key[1:])
         name = keys.dentry_name(key)
+        if len(value) != 8:
+            yield Problem(f"entry {name!r} of {parent} cannot be read", todo=RESTORE_ALL)
+            continue
+        add(b"\0" + value + key[1:])
         if (
             not 1 <= len(name) <= NAME_MAX_BYTES
             or name in (b".", b"..")
@@ -49,7 +52,8 @@ def _note_entries(walk: Walk, parent: InodeId, entries: int) -> None:
 def note_directory(
     walk: Walk, ino: InodeId, nlink: int, *, is_named: bool, is_empty: bool, is_open: bool
 ) -> None:
-    walk.directories.add(b"\0" + u64(ino) + u64(nlink) + bytes((is_named, is_empty and is_open)))
+    counted = nlink.to_bytes(8, "big", signed=True)
+    walk.directories.add(b"\0" + u64(ino) + counted + bytes((is_named, is_empty and is_open)))
 
 
 def note_subdirectory(walk: Walk, parent: InodeId, ino: InodeId) -> None:
@@ -64,7 +68,8 @@ def check_directories(walk: Walk) -> Iterator[Problem]:
     while (ino := min(directories.id, subdirectories.id)) < END:
         below = sum(1 for _ in subdirectories.of(ino))
         for record, _ in directories.of(ino):
-            nlink, is_named, may_be_removed = second_id(record), record[17], record[18]
+            nlink = int.from_bytes(record[9:17], "big", signed=True)
+            is_named, may_be_removed = record[17], record[18]
             if not is_named:
                 if nlink or not may_be_removed:
                     yield Problem(
@@ -110,7 +115,7 @@ def _holder(walk: Walk, ino: InodeId) -> InodeId:
     """The directory that a directory's name is in; 0 if that cannot be told."""
     if ino in walk.misplaced:
         return walk.misplaced[ino][0]
-    inode = get_inode(walk.reader, ino)
+    inode = walk.inode(ino)
     return 0 if inode is None else inode.parent
 
 

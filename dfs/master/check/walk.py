@@ -13,7 +13,9 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
+from dfs.core.chunk import Chunk
 from dfs.core.ids import ChunkId, InodeId
+from dfs.core.inode import Inode
 from dfs.master import keyspace as keys
 from dfs.master.check.sorter import RUN_RECORDS, Sorter
 from dfs.master.keyspace import Reader, key_id, scan_prefix
@@ -132,6 +134,16 @@ class Walk:
 
     def cursor(self, table: bytes) -> Cursor:
         return Cursor(self.rows(table))
+
+    def inode(self, ino: InodeId) -> Inode | None:
+        """None also for a record that cannot be read."""
+        raw = self.reader.get(keys.inode_key(ino))
+        return None if raw is None else decoded(keys.decode_inode, raw)
+
+    def chunk(self, chunk: ChunkId) -> Chunk | None:
+        """None also for a record that cannot be read."""
+        raw = self.reader.get(keys.chunk_key(chunk))
+        return None if raw is None else decoded(keys.decode_chunk, raw)
 
 
 def sorted_rows(sorter: Sorter) -> Cursor:
