@@ -85,6 +85,11 @@ class OpenFile:
         return self.writer is not None and self.writer.unfinished
 
     @property
+    def placing(self) -> bool:
+        """The inode may count appends already that `size_with_appends` adds to it."""
+        return self.writer is not None and self.writer.placing
+
+    @property
     def dirty(self) -> bool:
         return self.writer is not None and self.writer.dirty
 

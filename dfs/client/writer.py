@@ -93,7 +93,7 @@ class _Round:
 class _Attempt:
     """Appended bytes on their way: kept until it is known whether the file has them."""
 
-    __slots__ = ("count", "in_doubt", "length", "ticket")
+    __slots__ = ("count", "in_doubt", "length", "since", "ticket")
 
     def __init__(self, ticket: Ticket, count: int, length: int) -> None:
         self.ticket = ticket
@@ -102,6 +102,8 @@ class _Attempt:
         self.length = length
         self.in_doubt = False
         """A commit was sent, and its answer never came."""
+        self.since = -1
+        """The file's version that was known before."""
 
 
 class FileWriter:
@@ -163,6 +165,12 @@ class FileWriter:
     def appending(self) -> bool:
         """There are bytes whose place in the file is not known yet."""
         return bool(self._appends)
+
+    @property
+    def placing(self) -> bool:
+        """What the master says of the file may count appended bytes already."""
+        attempt = self._attempt
+        return attempt is not None and attempt.in_doubt and self._owner.version != attempt.since
 
     @property
     def unfinished(self) -> bool:
@@ -504,6 +512,7 @@ class FileWriter:
             if inode is None:
                 # Cancelled, or with no answer in time, it may take effect or not.
                 attempt.in_doubt = True
+                attempt.since = since
                 op = Commit(self._ino, tuple(extents), mtime_ns=self.mtime_ns, append=True)
                 try:
                     inode, synced = await self._do(op, sync)

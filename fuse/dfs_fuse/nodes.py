@@ -18,7 +18,7 @@ from msgspec.structs import replace as changed
 
 from dfs.client.client import Client
 from dfs.client.open_file import OpenFile
-from dfs.core.errors import FileSystemError, refuse
+from dfs.core.errors import DfsError, FileSystemError, refuse
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import Cred, FsStats
@@ -79,15 +79,17 @@ class Nodes:
         return self.cache.child(parent, name)
 
     def _learn(self, inode: Inode) -> Inode:
+        """The master has said so. The inode, as it is since a change here that overtook the answer."""
         self.cache.learn(inode)
         file = self._files.get(inode.ino)
-        if file is not None:
-            file.refresh(inode)
-        return inode
+        if file is None:
+            return inode
+        file.refresh(inode)
+        return file.inode if file.version > inode.version else inode
 
     def _found(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
         """`name` in `parent` is `inode`, as the master has just said."""
-        self._learn(inode)
+        inode = self._learn(inode)
         self.cache.learn_name(parent, name, inode.ino)
         self._names[inode.ino] = (parent, name, time.monotonic())
         self._names.move_to_end(inode.ino)
@@ -189,6 +191,13 @@ class Nodes:
             return self._learn(
                 file.inode if not file.dirty else await self._meta.get_inode(file.ino)
             )
+        while file.placing:
+            try:
+                await file.flush()
+            except DfsError:
+                # It stays in doubt.
+                break
+            inode = self._learn(inode)
         written_ns = file.written_ns or inode.mtime_ns
         return changed(
             inode,

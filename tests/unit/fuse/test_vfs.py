@@ -23,10 +23,11 @@ from dfs.client import Client
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ROOT_INODE
 from dfs.core.inode import Inode
-from dfs.wire.messages import SetAttr, XattrMode
+from dfs.wire.messages import GetInode, Message, SetAttr, XattrMode
 from dfs_fuse.caller import Caller
 from dfs_fuse.vfs import Vfs
 from tests.unit.client.rig import running
+from tests.unit.client.test_safety import intercepted, is_commit
 
 ROOT = Caller(0, 0)
 USER = Caller(1001, 1001)
@@ -182,6 +183,56 @@ async def test_attributes_count_appends(tmp_path: Path, autojump_clock: MockCloc
         await vfs.write_in_place(handle, 0, b"X")
         await vfs.release(handle)
         assert await content(vfs, inode.ino) == b"X123456789moreand more"
+
+
+@pytest.mark.parametrize("between", [False, True])
+async def test_attributes_count_an_append_once_while_it_is_being_published(
+    tmp_path: Path, autojump_clock: MockClock, between: bool
+) -> None:
+    async def slow(request: Message) -> None:
+        if is_commit(request):
+            await trio.sleep(3)
+
+    async with mounted(tmp_path, ttl_s=0.0) as (vfs, other):
+        inode = await make(vfs, b"log", b"0123456789")
+        handle = await vfs.open(inode.ino, WRITE | os.O_APPEND, ROOT)
+        await vfs.write(handle, 10, b"more")
+        with intercepted(vfs.client, after=slow):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(vfs.flush, handle)
+                await trio.sleep(2)
+                if between:
+                    async with await other.open("/log", "a") as log:
+                        await log.write(b"between")
+                await vfs.write(handle, 14, b"and more")
+                assert (await vfs.getattr(inode.ino)).size == 22 + 7 * between
+        await vfs.release(handle)
+
+
+async def test_attributes_that_a_commit_of_this_mount_overtook_are_not_believed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def slow(request: Message) -> None:
+        if isinstance(request, GetInode):
+            await trio.sleep(3)
+
+    async with mounted(tmp_path, ttl_s=0.0) as (vfs, _):
+        inode = await make(vfs, b"log", b"0123456789")
+        handle = await vfs.open(inode.ino, WRITE | os.O_APPEND, ROOT)
+        await trio.sleep(2)
+        sizes = []
+
+        async def ask() -> None:
+            sizes.append((await vfs.getattr(inode.ino)).size)
+
+        with intercepted(vfs.client, after=slow):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await trio.sleep(1)
+                await vfs.write(handle, 10, b"more")
+                await vfs.flush(handle)
+        assert sizes == [14]
+        await vfs.release(handle)
 
 
 @pytest.mark.parametrize(
