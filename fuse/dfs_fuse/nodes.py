@@ -79,7 +79,7 @@ class Nodes:
         return self.cache.child(parent, name)
 
     def _learn(self, inode: Inode) -> Inode:
-        """The master has said so. The inode, as it is since a change here that overtook the answer."""
+        """The master has said so. The inode as it is: changes here may have overtaken it."""
         self.cache.learn(inode)
         file = self._files.get(inode.ino)
         if file is None:
