@@ -5,7 +5,7 @@
     EMFILE, ENFILE, ENOMEM        the machine is short of something: BusyError
     any other, in a change        the disk has failed (EIO, EROFS, ...): DiskError; so has one
                                   where fdatasync fails, for whatever reason
-    any other, in a read          DiskError; the disk has failed at the third
+    any other, in a read          DiskError; the disk has failed at the third within an hour
 
 It has failed, too, when most of what was verified lately was damaged.
 
@@ -17,7 +17,7 @@ import errno
 import logging
 import math
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_ERRORS_MAX: Final = 3
+READ_ERRORS_WITHIN_S: Final = 3600.0
+"""One bad sector now and then is mended where it is found."""
 VERIFIED_KEPT: Final = 100
 CORRUPT_MAX: Final = 50
 """Of the last `VERIFIED_KEPT` fragments that were verified. Single bits rot on good disks, too."""
@@ -55,7 +57,8 @@ class Health:
         """Called when the disk fails or gets full: the master should hear of it."""
         self.answered_at = -math.inf
         """When a call last came back from the disk."""
-        self._read_errors = 0
+        self._read_errors: deque[float] = deque(maxlen=READ_ERRORS_MAX)
+        """When the last reads failed."""
         self._verified: OrderedDict[ChunkId, bool] = OrderedDict()
         """The last verdicts: whether a fragment was corrupt."""
 
@@ -141,10 +144,11 @@ class Health:
         if changing:
             self.fail(text)
         else:
-            self._read_errors += 1
+            errors, now = self._read_errors, trio.current_time()
+            errors.append(now)
             _log.warning("disk %s: a read failed: %s", self.path, text)
-            if self._read_errors >= READ_ERRORS_MAX:
-                self.fail(f"{text} ({self._read_errors} reads failed)")
+            if len(errors) == READ_ERRORS_MAX and now - errors[0] < READ_ERRORS_WITHIN_S:
+                self.fail(f"{text} ({READ_ERRORS_MAX} reads failed)")
         return DiskError(f"disk {self.path}: {text}", errno=number)
 
 

@@ -77,7 +77,7 @@ class Sources:
         self.read_bytes = 0
         self._pool = pool
         self._workers = workers
-        self._sources = tuple(sources)
+        self._sources = tuple(dict.fromkeys(sources))
 
     async def gather(self, offset: int, end: int) -> list[Block]:
         """The blocks that overlap raw [offset, end), in order, each with enough records.
@@ -171,7 +171,7 @@ class _Gathering:
     async def _ask_until_complete(self, candidates: list[FragmentSource], wanted: int) -> None:
         """Ask `wanted` of the candidates at a time, and one more for each that fails or lags."""
         waiting = deque(candidates)
-        active: dict[DiskId, float] = {}
+        active: dict[FragmentSource, float] = {}
         full = 0
 
         async def ask(source: FragmentSource, gap: tuple[int, int]) -> None:
@@ -181,7 +181,7 @@ class _Gathering:
             except DfsError:
                 pass  # noted; the next one is asked
             finally:
-                del active[source.disk]
+                del active[source]
                 self._changed.unpark_all()
 
         async with trio.open_nursery() as nursery:
@@ -193,8 +193,8 @@ class _Gathering:
                     if len(active) + full < wanted or not active or patience_s <= 0:
                         source = waiting.popleft()
                         # The one that lags has a companion now; the next is due later.
-                        active = {disk: trio.current_time() for disk in active}
-                        active[source.disk] = trio.current_time()
+                        active = {each: trio.current_time() for each in active}
+                        active[source] = trio.current_time()
                         nursery.start_soon(ask, source, gap)
                         continue
                 elif not active:

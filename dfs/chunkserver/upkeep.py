@@ -1,6 +1,7 @@
 """Answers to the master's requests for upkeep: fragments rebuilt, verified, rewritten.
 
-Only a few run at a time, whatever is asked: each holds some memory, and clients go first.
+Only a few of each kind run at a time, whatever is asked: each holds some memory. A slow scrub
+does not keep repair waiting.
 """
 
 from collections.abc import Mapping
@@ -33,8 +34,9 @@ from dfs.wire.messages import (
 )
 from dfs.wire.pool import Pool
 
-AT_ONCE: Final = 8
-"""Requests that are worked at; others wait."""
+REBUILDS_AT_ONCE: Final = 6
+VERIFICATIONS_AT_ONCE: Final = 6
+REWRITES_AT_ONCE: Final = 3
 SOURCES_MAX: Final = 64
 
 
@@ -46,7 +48,9 @@ class Upkeep:
         self._service = service
         self._pool = pool
         self._workers = workers
-        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self._rebuilds = trio.CapacityLimiter(REBUILDS_AT_ONCE)
+        self._verifications = trio.CapacityLimiter(VERIFICATIONS_AT_ONCE)
+        self._rewrites = trio.CapacityLimiter(REWRITES_AT_ONCE)
 
     @property
     def handlers(self) -> Mapping[type[Message], Handler]:
@@ -63,7 +67,7 @@ class Upkeep:
         _check_fragment(request.chunk, request.index, request.k, request.m)
         _check_length(request.length)
         _check_sources(request.sources, request.k, request.m)
-        async with self._turns:
+        async with self._rebuilds:
             return await rebuild(disk, request, self._pool, self._workers)
 
     async def verify(
@@ -71,14 +75,14 @@ class Upkeep:
     ) -> FragmentVerdict:
         disk = self._service.disk(request.disk)
         _check_length(request.length)
-        async with self._turns:
+        async with self._verifications:
             return await verify(
                 disk, request.chunk, request.index, request.length, Rate(request.rate)
             )
 
     async def rewrite(self, _: Peer, request: RewriteChunk, payload: memoryview) -> RewrittenChunk:
         _check_rewrite(request)
-        async with self._turns:
+        async with self._rewrites:
             return await rewrite(request, self._pool, self._workers)
 
 

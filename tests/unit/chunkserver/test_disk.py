@@ -595,6 +595,21 @@ async def test_a_disk_fails_at_the_third_read_error(tmp_path: Path) -> None:
         fragment.unpin()
 
 
+@pytest.mark.allow_logs("a read failed: Input/output error")
+async def test_a_bad_sector_now_and_then_is_no_failure(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with opened(tmp_path, workers=Inline()) as disk:
+        for _ in range(6):
+            with pytest.raises(DiskError):
+                await disk.health.run_read(fail)
+            await trio.sleep(1801)
+        assert not disk.report().failed
+
+
 async def test_a_deletion_that_is_cut_off_forgets_no_fragment(tmp_path: Path) -> None:
     """Else "what is not here counts as deleted" would leave its file behind."""
     async with opened(tmp_path) as disk:

@@ -1,18 +1,23 @@
 """Rebuilding fragments over real sockets: from whom, what is refused, what a crash leaves."""
 
+import errno
 import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
 
-from dfs.chunkserver.fragment_file import FragmentFile
+from dfs.chunkserver.arrival import Arrival
+from dfs.chunkserver.fragment_file import Batch, FragmentFile
+from dfs.core.buffers import Buffer
 from dfs.core.errors import (
+    DiskError,
     FragmentError,
     NoSpaceError,
     ProtocolError,
@@ -404,6 +409,54 @@ async def test_a_full_disk_says_so_and_keeps_what_it_has(tmp_path: Path) -> None
         assert node.incoming == []
         assert node.disk.room.used_bytes == used
         assert len(files(node.path)) == 1
+
+
+@pytest.mark.allow_logs("has failed: Input/output error")
+async def test_a_disk_that_fails_meanwhile_is_told_and_shows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grid(tmp_path, 3) as servers:
+        await servers.store(LENGTHS, WHOLE)
+        await servers.lose(2)
+        node = servers.nodes[2]
+        written = 0
+        pwritev = os.pwritev
+
+        def fail(fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+            nonlocal written
+            written += 1
+            if written == 2:
+                raise OSError(errno.EIO, "Input/output error")
+            return pwritev(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "pwritev", fail)
+        with pytest.raises(DiskError, match="Input/output error"):
+            await servers.rebuild(2, WHOLE, TOTAL)
+        assert node.disk.report().failed
+        assert files(node.path) == []
+
+
+async def test_one_range_is_read_ahead_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with grid(tmp_path, 3) as servers:
+        await servers.store(LENGTHS, WHOLE)
+        await servers.lose(2)
+        written = trio.Event()
+        append = Arrival.append
+
+        async def slow(arrival: Arrival, batch: Batch) -> None:
+            await written.wait()
+            await append(arrival, batch)
+
+        monkeypatch.setattr(Arrival, "append", slow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(servers.rebuild, 2, WHOLE, TOTAL)
+            await until(lambda: len(servers.nodes[0].reads) == 2)
+            await trio.sleep(0.1)
+            assert len(servers.nodes[0].reads) == 2
+            written.set()
+        assert len(servers.nodes[0].reads) == 3
 
 
 async def test_requests_that_make_no_sense_are_refused(tmp_path: Path) -> None:
