@@ -27,8 +27,9 @@ Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cach
 (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.
 
 Writing: `open_file` -> `writer` (the `pieces` of one file, its `append_queue`) -> `chunk_writers`,
-`chunk_writer` (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk);
-`avoidance` of disks that failed; a `ticket` says where written bytes are.
+`chunk_writer` (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk) ->
+`streams` (a run of blocks on its way to them); `avoidance` of disks that failed; a `ticket` says
+where written bytes are.
 
 Small tools: `interval_map`, `together` (tasks that fail as one), `workers` (threads),
 `remote_paths`.

@@ -23,10 +23,11 @@ import trio
 
 from dfs.client.avoidance import Avoidance
 from dfs.client.meta import Meta
-from dfs.client.open_chunk import ChunkBrokenError, OpenChunk, Run
+from dfs.client.open_chunk import ChunkBrokenError, OpenChunk
 from dfs.client.reports import Reports
 from dfs.client.resolver import Resolver
 from dfs.client.retry import OnUnavailable, Patience, worth_retrying
+from dfs.client.streams import Run
 from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES, BLOCKS_MAX, EncodedBlock, encode_block
 from dfs.core.buffers import Buffer
@@ -46,6 +47,8 @@ RUN_BYTES: Final = 1024 * 1024
 RUNS_IN_FLIGHT: Final = 6
 IN_FLIGHT_BYTES: Final = 32 * 1024 * 1024
 """Raw bytes submitted and not acknowledged, over all writers of a client."""
+_INLINE_BYTES: Final = 32 * 1024
+"""Runs up to this are encoded where they are."""
 _RAW_RUNS: Final = 3
 """After so many runs that do not compress, the next one is not expected to."""
 _AHEAD_BYTES: Final = CHUNK_MAX_BYTES // 4
@@ -188,9 +191,11 @@ class ChunkWriter:
         """Cut the queue into runs, as long as there is room in flight.
 
         Started one tick after the first piece came, so that small ones of that tick share blocks.
+        The last run of them is written by this task: often it is the only one, and small.
         """
+        last: tuple[OpenChunk, Run, list[_Block]] | None = None
         try:
-            while self._queue and self._runs < RUNS_IN_FLIGHT:
+            while last is None and self._queue and self._runs < RUNS_IN_FLIGHT:
                 try:
                     chunk = await self._writable()
                 except DfsError as error:
@@ -201,13 +206,18 @@ class ChunkWriter:
                 run = chunk.assign([sum(len(p.raw) for p in block) for block in blocks])
                 self._runs += 1
                 self._unsynced[chunk.chunk] = chunk
-                self._context.nursery.start_soon(self._write, chunk, run, blocks)
+                if self._queue and self._runs < RUNS_IN_FLIGHT:
+                    self._context.nursery.start_soon(self._write, chunk, run, blocks)
+                else:
+                    last = chunk, run, blocks
         except BaseException:
             self._fail_queue(_closed())
             raise
         finally:
             self._pumping = False
             self._idle.unpark_all()
+        if last is not None:
+            await self._write(*last)
 
     def _fail_queue(self, error: DfsError) -> None:
         queue, self._queue = self._queue, deque()
@@ -274,7 +284,8 @@ class ChunkWriter:
         """Compress, split and checksum; in a thread, unless that takes longer than the work.
 
         Checksums alone are so quick that handing them to a thread and back, with three
-        hand-overs of the interpreter's lock for each block, costs several times as much.
+        hand-overs of the interpreter's lock for each block, costs several times as much. So does
+        handing over a few KiB, whatever is to be done with them.
         """
         level = self.policy.compression
         work = partial(
@@ -286,7 +297,8 @@ class ChunkWriter:
             chunk.redundancy,
             level,
         )
-        if chunk.redundancy.k == 1 and (level is None or self._raw_runs >= _RAW_RUNS):
+        checksums_only = chunk.redundancy.k == 1 and (level is None or self._raw_runs >= _RAW_RUNS)
+        if checksums_only or run.end - run.start <= _INLINE_BYTES:
             encoded = work()
         else:
             encoded = await self._context.workers.run(work)

@@ -12,12 +12,12 @@ is sealed.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
 import trio
 
+from dfs.client.streams import SYNC_TIMEOUT_S, Flight, Run, Stream
 from dfs.core.block import EncodedBlock
 from dfs.core.buffers import Buffer
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, DiskLocation
@@ -41,13 +41,7 @@ from dfs.wire.messages import (
 )
 from dfs.wire.pool import Pool
 
-LAG_S: Final = 3.5
-"""How much later than the quickest fragment any other may acknowledge a batch."""
-SYNC_LAG_S: Final = 15.0
-"""The same of a batch that they bring to their disks first."""
-APPEND_TIMEOUT_S: Final = 20.0
 SEAL_TIMEOUT_S: Final = 30.0
-SYNC_TIMEOUT_S: Final = 60.0
 _RESENDS: Final = 6
 _RESEND_FIRST_S: Final = 0.01
 
@@ -62,46 +56,6 @@ class FailureSink(Protocol):
     """Told of every disk that fails an append."""
 
     def __call__(self, chunk: ChunkId, disk: DiskLocation, error: DfsError) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """One fragment as its writer sees it."""
-
-    index: int
-    disk: DiskLocation
-    acked_blocks: int = 0
-    acked_length: int = 0
-    """Raw bytes of the chunk that the fragment has acknowledged."""
-    synced_length: int = 0
-    """Of these, how far they were on the disk after an append."""
-    error: DfsError | None = None
-    """Why nothing more is sent to it."""
-    damaged: bool = False
-    """It failed to make durable what it had acknowledged."""
-    scopes: set[trio.CancelScope] = field(default_factory=set)
-    moved: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-
-    def __str__(self) -> str:
-        return f"disk {self.disk.disk} at {self.disk.address}"
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """Consecutive blocks of one chunk that travel together."""
-
-    first_block: int
-    blocks: int
-    start: int
-    end: int
-    """Raw bytes of the chunk: [start, end)."""
-    before: trio.Event
-    """Set when the run before this one is on its way."""
-    sync: bool = False
-    """Acknowledged when it is on the disk."""
-    on_its_way: trio.Event = field(default_factory=trio.Event)
-    acknowledged: bool = False
-    scopes: list[trio.CancelScope] = field(default_factory=list)
 
 
 class OpenChunk:
@@ -177,18 +131,31 @@ class OpenChunk:
         """
         run.sync = sync
         try:
-            await run.before.wait()
-            live = [stream for stream in self.streams if stream.error is None]
-            async with trio.open_nursery() as nursery:
-                for stream in live:
-                    buffers = [
-                        buffer for block in encoded for buffer in block.fragments[stream.index]
-                    ]
-                    nursery.start_soon(self._append_to, stream, run, buffers)
-                # A call queues its frame before it first yields, so after this tick all of
-                # the run's frames are queued, and those of the next run come behind them.
-                await trio.lowlevel.cancel_shielded_checkpoint()
+            if not run.before.is_set():
+                await run.before.wait()
+            flight = Flight(self, self._pool, run)
+            slow = [
+                stream
+                for stream in self.streams
+                if stream.error is None
+                and not flight.post(stream, self._request(stream, run), _of(stream, encoded))
+            ]
+            if slow:
+                async with trio.open_nursery() as nursery:
+                    for stream in slow:
+                        nursery.start_soon(self._append_to, stream, run, _of(stream, encoded))
+                    # A call queues its frame before it first yields, so after this tick all of
+                    # the run's frames are queued, and those of the next run come behind them.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+                    run.on_its_way.set()
+                    await flight.wait()
+            else:
                 run.on_its_way.set()
+                await flight.wait()
+            if flight.again:
+                async with trio.open_nursery() as nursery:
+                    for stream in flight.again:
+                        nursery.start_soon(self._append_to, stream, run, _of(stream, encoded))
             self._judge(run)
         finally:
             run.on_its_way.set()
@@ -208,10 +175,8 @@ class OpenChunk:
         self._in_flight -= 1
         self._changed.unpark_all()
 
-    async def _append_to(self, stream: Stream, run: Run, buffers: list[Buffer]) -> None:
-        if stream.error is not None:
-            return
-        request = Append(
+    def _request(self, stream: Stream, run: Run) -> Append:
+        return Append(
             stream.disk.disk,
             self.chunk,
             stream.index,
@@ -221,35 +186,42 @@ class OpenChunk:
             run.blocks,
             run.sync,
         )
-        lag_s = SYNC_LAG_S if run.sync else LAG_S
-        scope = trio.CancelScope()
-        stream.scopes.add(scope)
-        run.scopes.append(scope)
+
+    async def _append_to(self, stream: Stream, run: Run, buffers: list[Buffer]) -> None:
+        """Send a run to one fragment, with all the patience that takes."""
+        if stream.error is not None:
+            return
+        scope = run.scope()
+        stream.sending.add(scope)
         try:
             with scope:
-                if await self._send(stream, run, request, buffers):
-                    stream.synced_length = max(stream.synced_length, run.end)
+                synced = await self._send(stream, run, buffers)
+                self.acknowledged(stream, run, synced=synced)
             if scope.cancelled_caught:
-                self._fail(stream, DeadlineError(f"{stream} lags behind: more than {lag_s:g} s"))
-                return
+                lag = DeadlineError(f"{stream} lags behind: more than {run.lag_s:g} s")
+                self.refused(stream, run, lag)
         except DfsError as error:
-            if run.sync and isinstance(error, DiskError):
-                # What was appended before may be gone with it.
-                stream.damaged = True
-            self._fail(stream, error)
-            return
+            self.refused(stream, run, error)
         finally:
-            stream.scopes.discard(scope)
+            stream.sending.discard(scope)
+
+    def acknowledged(self, stream: Stream, run: Run, *, synced: bool) -> None:
+        """See `streams.Sink`."""
         stream.acked_blocks = max(stream.acked_blocks, run.first_block + run.blocks)
         stream.acked_length = max(stream.acked_length, run.end)
+        if synced:
+            stream.synced_length = max(stream.synced_length, run.end)
         stream.moved.unpark_all()
-        if not run.acknowledged:
-            run.acknowledged = True
-            deadline = trio.current_time() + lag_s
-            for other in run.scopes:
-                other.deadline = min(other.deadline, deadline)
+        run.hurry()
 
-    async def _send(self, stream: Stream, run: Run, request: Append, buffers: list[Buffer]) -> bool:
+    def refused(self, stream: Stream, run: Run, error: DfsError) -> None:
+        """See `streams.Sink`."""
+        if run.sync and isinstance(error, DiskError):
+            # What was appended before may be gone with it.
+            stream.damaged = True
+        self._fail(stream, error)
+
+    async def _send(self, stream: Stream, run: Run, buffers: list[Buffer]) -> bool:
         """Append, again where the server was busy or got this run before the one before it.
 
         Whether the fragment is on the disk now, up to the end of the run.
@@ -259,10 +231,10 @@ class OpenChunk:
             try:
                 reply = await self._pool.call(
                     stream.disk.address,
-                    request,
+                    self._request(stream, run),
                     Appended,
                     payload=buffers,
-                    timeout_s=SYNC_TIMEOUT_S if run.sync else APPEND_TIMEOUT_S,
+                    timeout_s=run.timeout_s,
                 )
             except (BusyError, FragmentError):
                 if attempt == _RESENDS - 1:
@@ -274,11 +246,7 @@ class OpenChunk:
                 await trio.sleep(delay_s)
                 delay_s *= 2
                 continue
-            if reply.next_block < run.first_block + run.blocks:
-                raise FragmentError(
-                    f"{stream}: chunk {self.chunk} ends at block {reply.next_block} after "
-                    f"appending up to {run.first_block + run.blocks}"
-                )
+            run.check(stream, reply)
             return reply.synced
         raise AssertionError
 
@@ -289,8 +257,8 @@ class OpenChunk:
         stream.error = error
         self.closed = True
         log.info("chunk %d: fragment %d failed: %s", self.chunk, stream.index, error)
-        for scope in stream.scopes:
-            scope.cancel()
+        for sending in list(stream.sending):
+            sending.cancel()
         stream.moved.unpark_all()
         self._changed.unpark_all()
         self._on_failure(self.chunk, stream.disk, error)
@@ -408,3 +376,8 @@ class OpenChunk:
         if isinstance(error, DiskError | FragmentError):
             stream.damaged = True
             self._fail(stream, error)
+
+
+def _of(stream: Stream, encoded: Sequence[EncodedBlock]) -> list[Buffer]:
+    """The records of a fragment."""
+    return [buffer for block in encoded for buffer in block.fragments[stream.index]]

@@ -1,17 +1,19 @@
 """The calling side of a connection: calls in flight, their replies, deadlines and cancellation.
 
-A call is registered, queued and parked in one scheduler step; it ends exactly once: by its reply,
-its deadline, its caller's cancellation, or the end of the connection. Owned by a `Connection`.
-This is the hottest code on a client: it is written to do little for each call.
+A call is registered and queued in one scheduler step; it ends exactly once: by its reply, its
+deadline, its caller's giving up, or the end of the connection. A task that waits for one is parked
+in the same step; who waits for several at once gives each a function to be called. Owned by a
+`Connection`. This is the hottest code on a client: it is written to do little for each call.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 import trio
 from outcome import Error, Outcome, Value
-from trio.lowlevel import Abort, ParkingLot, Task, current_clock, current_task, reschedule
+from trio.lowlevel import Abort, ParkingLot, current_clock, current_task, reschedule
 
 from dfs.core.buffers import Buffer
 from dfs.core.errors import (
@@ -61,23 +63,27 @@ _SHAPES: Final[dict[type[Message], _Shape]] = {
 }
 
 
-class Call:
-    """A call in flight: the task that waits, and what for. Wakes with (reply, payload)."""
+Wake = Callable[[Outcome[Any]], None]
+"""Told once how a call ended: with (reply, payload), or an error."""
 
-    __slots__ = ("calls", "deadline", "number", "outgoing", "shape", "task", "timeout_s")
+
+class Call:
+    """A call in flight: who waits, and what for."""
+
+    __slots__ = ("calls", "deadline", "number", "outgoing", "shape", "timeout_s", "wake")
 
     def __init__(
         self,
         calls: "Calls",
         number: int,
-        task: Task,
+        wake: Wake,
         shape: _Shape,
         deadline: float,
         timeout_s: float,
     ) -> None:
         self.calls = calls
         self.number = number
-        self.task = task
+        self.wake = wake
         self.shape = shape
         self.deadline = deadline
         self.timeout_s = timeout_s
@@ -87,6 +93,10 @@ class Call:
         """The caller is cancelled, while it waits."""
         self.calls.give_up(self)
         return Abort.SUCCEEDED
+
+    def give_up(self) -> None:
+        """Nobody waits any more: `wake` is not called. Harmless when the call has ended."""
+        self.calls.give_up(self)
 
 
 class Calls:
@@ -121,10 +131,12 @@ class Calls:
         reply_type: type[Message],
         payload: Sequence[Buffer],
         timeout_s: float,
+        wake: Wake | None = None,
     ) -> Call | None:
         """Register and queue a call of the current task, which has to park at once.
 
-        None if there is no room: `wait_turn`, then try again.
+        With `wake`, of whoever wants to be told by that. None if there is no room: `wait_turn`,
+        then try again.
         """
         shape = _SHAPES[type(request)]
         if shape.reply is not reply_type:
@@ -140,7 +152,9 @@ class Calls:
         self._next = number + 1
         now = self._clock.current_time()
         deadline = now + timeout_s
-        call = Call(self, number, current_task(), shape, deadline, timeout_s)
+        if wake is None:
+            wake = partial(reschedule, current_task())
+        call = Call(self, number, wake, shape, deadline, timeout_s)
         frame = pack(_REQUEST, shape.number, number, body, timeout_to_ms(timeout_s), length)
         if length:
             call.outgoing = outbox.put_payload(frame, payload)
@@ -212,7 +226,7 @@ class Calls:
             result = Value((call.shape.decode(frame.body), NO_PAYLOAD))
         except MALFORMED as error:
             result = Error(self._malformed(call, error))
-        reschedule(call.task, result)
+        call.wake(result)
 
     def expect_payload(self, frame: Frame) -> Callable[[memoryview], None] | None:
         """A reply has come whose payload is to follow: where to deliver it; None: nobody wants it.
@@ -245,7 +259,7 @@ class Calls:
         self._reason = reason
         calls, self._in_flight = self._in_flight, {}
         for call in calls.values():
-            reschedule(call.task, Error(self.gone()))
+            call.wake(Error(self.gone()))
         self._turn.unpark_all()
 
     def gone(self) -> DfsError:
@@ -257,7 +271,7 @@ class Calls:
     def _finish(self, call: Call, result: Outcome[Any]) -> None:
         if self._in_flight.pop(call.number, None) is not None:
             self._next_turn()
-            reschedule(call.task, result)
+            call.wake(result)
 
     def _malformed(self, call: Call, error: Exception) -> ProtocolError:
         return ProtocolError(
@@ -284,7 +298,7 @@ class Calls:
                     f"{self._address} did not answer {call.shape.name} within {call.timeout_s:g} s",
                     hint="the server is overloaded, stopped, or cut off",
                 )
-                reschedule(call.task, Error(error))
+                call.wake(Error(error))
             if self._in_flight:
                 self._check_life(now)
 

@@ -15,7 +15,7 @@ from trio.lowlevel import wait_task_rescheduled
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DfsError, ProtocolError, UnavailableError
 from dfs.wire.answers import Answers
-from dfs.wire.calls import NO_PAYLOAD, Calls
+from dfs.wire.calls import NO_PAYLOAD, Call, Calls, Wake
 from dfs.wire.framing import Frame, FrameReader, Kind, pack
 from dfs.wire.handlers import Peer, Route
 from dfs.wire.hello import Hello
@@ -127,6 +127,23 @@ class Connection:
             timeout_s = await self._calls.wait_turn(request, timeout_s)
         await trio.lowlevel.checkpoint()
         raise self._calls.gone()
+
+    def post(
+        self,
+        request: Message,
+        reply_type: type[R],
+        wake: Wake,
+        *,
+        payload: Sequence[Buffer] = (),
+        timeout_s: float,
+    ) -> Call | None:
+        """Begin a call for who waits for several at once: `wake` is told what `call_raw` returns.
+
+        None where it would have to wait for its turn, or the connection has ended. Does not yield.
+        """
+        if self.why is not None:
+            return None
+        return self._calls.begin(request, reply_type, payload, timeout_s, wake)
 
     # ------------------------------------------------------------------ life
 

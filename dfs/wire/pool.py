@@ -15,6 +15,7 @@ import trio
 
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DeadlineError, DfsError, UnavailableError
+from dfs.wire.calls import Call, Wake
 from dfs.wire.connection import Connection
 from dfs.wire.dial import connect_side
 from dfs.wire.handlers import Handler
@@ -159,6 +160,22 @@ class Pool:
             connection = await self._open(address, timeout_s, patient)
             timeout_s -= trio.current_time() - begun
         return await connection.call_raw(request, reply_type, payload=payload, timeout_s=timeout_s)
+
+    def post(
+        self,
+        address: str,
+        request: Message,
+        reply_type: type[R],
+        wake: Wake,
+        *,
+        payload: Sequence[Buffer] = (),
+        timeout_s: float,
+    ) -> Call | None:
+        """As `Connection.post`; None too where no connection to `address` is open now."""
+        connection = self._ready(address)
+        if connection is None:
+            return None
+        return connection.post(request, reply_type, wake, payload=payload, timeout_s=timeout_s)
 
     def forgive(self, address: str) -> None:
         """Forget failures of an address: it is known to be back."""

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import trio
 from msgspec.structs import replace
+from outcome import Outcome, Value
 from trio.testing import MockClock
 
 from dfs.chunkserver import fragment_file
 from dfs.client import Client
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import LostChangesError
+from dfs.wire.calls import Wake
 from dfs.wire.messages import Appended, Applied, Message
 from tests.unit.client.rig import chunks_of, running
 
@@ -25,21 +27,32 @@ from tests.unit.client.rig import chunks_of, running
 def counted(client: Client, *, older: type[Message] | None = None) -> Iterator[Counter[str]]:
     """Counts requests by name. Answers of type `older` say nothing of syncs, as they once did."""
     pool = client.meta.link.pool
-    call = pool.call
+    call, post = pool.call, pool.post
     asked: Counter[str] = Counter()
 
-    async def seen(address: str, request: Message, *args: Any, **more: Any) -> Any:
-        asked[type(request).__name__] += 1
-        reply = await call(address, request, *args, **more)
+    def aged(reply: Message) -> Message:
         if isinstance(reply, Appended | Applied) and type(reply) is older:
             return replace(reply, synced=False)
         return reply
 
-    pool.call = seen  # type: ignore[method-assign]
+    async def seen_call(address: str, request: Message, *args: Any, **more: Any) -> Any:
+        asked[type(request).__name__] += 1
+        return aged(await call(address, request, *args, **more))
+
+    def seen_post(address: str, request: Message, kind: Any, wake: Wake, **more: Any) -> Any:
+        def wake_aged(result: Outcome[Any]) -> None:
+            reply, payload = result.unwrap()
+            wake(Value((aged(reply), payload)))
+
+        begun = post(address, request, kind, wake_aged, **more)
+        asked[type(request).__name__] += begun is not None
+        return begun
+
+    pool.call, pool.post = seen_call, seen_post  # type: ignore[method-assign, assignment]
     try:
         yield asked
     finally:
-        pool.call = call  # type: ignore[method-assign]
+        pool.call, pool.post = call, post  # type: ignore[method-assign]
 
 
 async def test_new_bytes_are_brought_to_disk_by_one_question_to_each_server_and_the_master(

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome
 
 from dfs.core.errors import (
     DeadlineError,
@@ -16,6 +18,7 @@ from dfs.core.errors import (
     UnavailableError,
     refuse,
 )
+from dfs.wire.calls import Call
 from dfs.wire.handlers import Peer
 from dfs.wire.hello import Hello
 from dfs.wire.limits import Limits
@@ -100,6 +103,47 @@ async def test_the_wrong_reply_type_is_a_programming_error():
         connection = await rig.connect()
         with pytest.raises(TypeError, match="GetInode is answered by InodeReply"):
             await connection.call(GetInode(7), Empty, timeout_s=1)
+
+
+async def test_calls_may_be_posted_and_tell_how_they_ended(autojump_clock: trio.testing.MockClock):
+    cancelled: list[int] = []
+
+    async def slow(peer: Peer, request: GetInode, payload: memoryview) -> InodeReply:
+        try:
+            await trio.sleep(request.ino)
+        except trio.Cancelled:
+            cancelled.append(request.ino)
+            raise
+        return InodeReply(inode(request.ino))
+
+    async with served({GetInode: slow}) as rig:
+        connection = await rig.connect(limits=Limits(calls=3))
+        ended: dict[int, Outcome[tuple[InodeReply, memoryview]]] = {}
+
+        def post(number: int) -> Call | None:
+            return connection.post(
+                GetInode(number), InodeReply, partial(ended.__setitem__, number), timeout_s=5
+            )
+
+        given_up = post(2)
+        assert given_up is not None
+        assert post(1) is not None
+        assert post(9) is not None
+        assert post(3) is None  # there is no room for a fourth
+        given_up.give_up()
+        given_up.give_up()
+        await trio.sleep(6)
+        assert ended.keys() == {1, 9}
+        assert ended[1].unwrap()[0].inode.ino == 1
+        with pytest.raises(DeadlineError):
+            ended[9].unwrap()
+        assert sorted(cancelled) == [2, 9]
+        given_up.give_up()
+        assert post(4) is not None
+        await connection.aclose()
+        with pytest.raises(UnavailableError):
+            ended[4].unwrap()
+        assert post(5) is None
 
 
 # ---------------------------------------------------------------------- errors
