@@ -9,7 +9,7 @@ read is used only while the file's `epoch` is the one it was read at.
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +49,21 @@ class _Gathered:
         self.size = 0
         self.since = 0.0
         self.users = 0
+
+
+class _Turn:
+    """A lock that is held from here on, until the first `end`, in whatever thread."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, lock: threading.Lock) -> None:
+        lock.acquire()
+        self._lock: threading.Lock | None = lock
+
+    def end(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
 
 class WriteGatherer:
@@ -94,13 +109,9 @@ class WriteGatherer:
 
     def settle(self, ino: InodeId) -> None:
         """Have all that was written to the inode go over. Raises OSError as the write would."""
-        if not self.holds(ino):
+        gathered = self._enter(ino)
+        if gathered is None:
             return
-        with self._guard:
-            gathered = self._gathered.get(ino)
-            if gathered is None:
-                return
-            gathered.users += 1
         try:
             with gathered.lock:
                 if gathered.parts:
@@ -108,13 +119,43 @@ class WriteGatherer:
         finally:
             self._leave(ino, gathered)
 
+    def settle_then(
+        self, handle: FileHandle, last: Callable[[FileHandle], Awaitable[None]]
+    ) -> None:
+        """`settle`, and then `last(handle)`, in one hop. Raises as both do."""
+        gathered = self._enter(handle.ino)
+        if gathered is None:
+            self._bridge.run(last, handle)
+            return
+        try:
+            turn = _Turn(gathered.lock)
+            try:
+                self._bridge.run(self._send_then, gathered, turn, handle, last)
+            finally:
+                turn.end()
+        finally:
+            self._leave(handle.ino, gathered)
+
+    async def _send_then(
+        self,
+        gathered: _Gathered,
+        turn: "_Turn",
+        handle: FileHandle,
+        last: Callable[[FileHandle], Awaitable[None]],
+    ) -> None:
+        """In trio's thread: others may write to the file again while `last` is at it."""
+        try:
+            await self._vfs.write_parts(gathered.handle, gathered.parts)
+        finally:
+            self._count(gathered, sum(len(data) for _, data in gathered.parts))
+        turn.end()
+        await last(handle)
+
     def drop(self, handle: FileHandle) -> None:
         """The handle's last descriptor is gone: what could not be written is lost."""
-        with self._guard:
-            gathered = self._gathered.get(handle.ino)
-            if gathered is None:
-                return
-            gathered.users += 1
+        gathered = self._enter(handle.ino)
+        if gathered is None:
+            return
         try:
             # Through another handle a write may be about to use it.
             with gathered.lock:
@@ -159,6 +200,16 @@ class WriteGatherer:
         with self._guard:
             self._bytes += size - gathered.size
         gathered.size = size
+
+    def _enter(self, ino: InodeId) -> _Gathered | None:
+        """What is gathered for the inode, to be used until `_leave`; None: nothing is."""
+        if not self.holds(ino):
+            return None
+        with self._guard:
+            gathered = self._gathered.get(ino)
+            if gathered is not None:
+                gathered.users += 1
+            return gathered
 
     def _leave(self, ino: InodeId, gathered: _Gathered) -> None:
         with self._guard:

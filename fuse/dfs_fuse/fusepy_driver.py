@@ -347,14 +347,11 @@ class _Operations:
 
     def flush(self, path: str | None, fi: Any) -> None:
         handle = self._vfs.handle(fi.fh)
-        self._gatherer.settle(handle.ino)
-        if self._vfs.is_dirty(handle.ino):
-            self._bridge.run(self._vfs.flush, handle)
+        if self._gatherer.holds(handle.ino) or self._vfs.is_dirty(handle.ino):
+            self._gatherer.settle_then(handle, self._vfs.flush)
 
     def fsync(self, path: str | None, datasync: int, fi: Any) -> None:
-        handle = self._vfs.handle(fi.fh)
-        self._gatherer.settle(handle.ino)
-        self._bridge.run(self._vfs.fsync, handle)
+        self._gatherer.settle_then(self._vfs.handle(fi.fh), self._vfs.fsync)
 
     def release(self, path: str | None, fi: Any) -> None:
         handle = self._vfs.handle(fi.fh)

@@ -27,10 +27,11 @@ class Disk:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
 
-    def run(self, function: Any, *arguments: Any) -> Any:
-        return function(*arguments)
+    def run(self, function: Any, *arguments: Any) -> None:
+        with pytest.raises(StopIteration):
+            function(*arguments).send(None)
 
-    def write_parts(self, handle: FileHandle, parts: deque[tuple[int, bytes]]) -> None:
+    async def write_parts(self, handle: FileHandle, parts: deque[tuple[int, bytes]]) -> None:
         self.entered.set()
         assert self.may_go_on.wait(DEADLINE_S)
         if self.error is not None:
@@ -99,3 +100,53 @@ def test_what_cannot_be_written_goes_with_its_handle() -> None:
     gatherer.write(opened(), 0, b"kept")
     gatherer.settle_all()
     assert disk.taken == [b"kept"]
+
+
+def test_a_sync_comes_after_all_writes_and_holds_up_none_that_follow() -> None:
+    disk = Disk()
+    gatherer = disk.gatherer()
+    handle = opened()
+    syncing, synced = threading.Event(), threading.Event()
+    order: list[bytes] = []
+
+    async def sync(of: FileHandle) -> None:
+        assert of is handle
+        order.extend(disk.taken)
+        syncing.set()
+        assert synced.wait(DEADLINE_S)
+
+    gatherer.write(handle, 0, b"one")
+    gatherer.write(handle, 3, b"two")
+    thread = threading.Thread(target=gatherer.settle_then, args=(handle, sync))
+    thread.start()
+    assert syncing.wait(DEADLINE_S)
+    gatherer.write(handle, 6, b"three")
+    gatherer.settle(7)
+    synced.set()
+    thread.join(DEADLINE_S)
+    assert order == [b"one", b"two"]
+    assert disk.taken == [b"one", b"two", b"three"]
+    assert not gatherer.holds(7)
+    # With nothing gathered, it is all there is to do.
+    gatherer.settle_then(handle, sync)
+    assert order == [b"one", b"two", *disk.taken]
+
+
+def test_what_could_not_be_written_is_not_synced_and_is_kept() -> None:
+    disk = Disk()
+    gatherer = disk.gatherer()
+    handle = opened()
+    synced: list[FileHandle] = []
+
+    async def sync(of: FileHandle) -> None:
+        synced.append(of)
+
+    gatherer.write(handle, 0, b"kept")
+    disk.error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left"):
+        gatherer.settle_then(handle, sync)
+    assert not synced
+    disk.error = None
+    gatherer.settle_then(handle, sync)
+    assert disk.taken == [b"kept"]
+    assert synced == [handle]
