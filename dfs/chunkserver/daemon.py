@@ -24,6 +24,7 @@ from dfs.chunkserver.service import ChunkService
 from dfs.chunkserver.threads import DiskThreads, DiskWorkers
 from dfs.chunkserver.upkeep import Upkeep
 from dfs.chunkserver.watch import watch
+from dfs.core import collector
 from dfs.core.errors import ConfigError, DfsError
 from dfs.wire.handlers import Handler
 from dfs.wire.hello import Hello
@@ -121,6 +122,8 @@ async def _run(
                 await nursery.start(_serve, listeners, handlers, hello)
                 if config.http:
                     await _monitor(config.http, service, nursery)
+                if signals:
+                    collector.tune()
                 _log.info("serving %d disks at %s", len(disks), address)
                 task_status.started(address)
 

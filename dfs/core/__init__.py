@@ -7,6 +7,7 @@
 - `buffers`     the type of "bytes of any kind"
 - `metrics`     one measured value, as monitoring shows it
 - `workers`     where blocking calls run (an interface)
+- `collector`   the garbage collector of a process that serves
 - `inode`       inode and extent records
 - `chunk`       chunk, fragment and disk-location records
 - `redundancy`  (k, m) arithmetic: `rep:n` and `ec:k+m`

@@ -4,7 +4,6 @@
 so that a simulation runs the very same master in memory. `run_master` gives it the real ones.
 """
 
-import gc
 import logging
 import resource
 import signal
@@ -14,12 +13,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 
 import msgspec
 import trio
 
 from dfs import __version__
+from dfs.core import collector
 from dfs.core.errors import DfsError
 from dfs.core.workers import Workers
 from dfs.master import membership, sessions
@@ -50,17 +50,15 @@ from dfs.wire.hello import Hello
 from dfs.wire.limits import Limits
 from dfs.wire.pool import Pool
 from dfs.wire.serve import Listener, serve
+from dfs.wire.threads import Threads
 from dfs.wire.transport import Connector, connect_tcp, listen_tcp, listening_address
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 CONNECTIONS_MAX: Final = 16_384
 FILES_WANTED: Final = CONNECTIONS_MAX + 2048
 """Open files: connections, RocksDB's tables, some to spare."""
-GC_THRESHOLD: Final = 50_000
-"""New objects between two collections of the youngest: requests make few cycles."""
 STOP_S: Final = 10.0
 """What a clean stop may take."""
 
@@ -91,16 +89,6 @@ class MasterConfig(msgspec.Struct, frozen=True, kw_only=True):
             hint_after_s=1.5 * self.heartbeat_s,
             down_after_s=self.down_after_s,
         )
-
-
-class ThreadWorkers:
-    """`dfs.core.workers.Workers` on a few threads."""
-
-    def __init__(self, threads: int) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
-
-    async def run(self, function: Callable[..., T], *args: object) -> T:
-        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
 
 
 class Master:
@@ -243,7 +231,7 @@ async def run_master(
     try:
         master = Master(
             store,
-            ThreadWorkers(2),
+            Threads(2, "log"),
             timing=config.timing,
             lease_s=config.lease_s,
             random=Random(),
@@ -261,7 +249,7 @@ async def run_master(
             )
             if config.http:
                 await _monitor(config.http, master, nursery)
-            _tune_gc()
+            collector.tune()
             task_status.started(address)
         with trio.move_on_after(STOP_S, shield=True):
             await master.journal.sync()
@@ -292,10 +280,3 @@ def _allow_files() -> None:
     if soft < wanted:
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _tune_gc() -> None:
-    """What is there now stays for good: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 20, 50)

@@ -16,5 +16,6 @@
 - `dial`        `connect`: one connection to one address
 - `pool`        `Pool`: calls by address, connections kept and re-opened
 - `serve`       `serve`: accept connections and answer
+- `threads`     where handlers run what blocks
 - `http`        the monitoring port, apart from all this
 """

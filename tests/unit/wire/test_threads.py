@@ -1,0 +1,118 @@
+"""Threads for blocking calls: results, errors, cancellation, how many there are, and their end."""
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from dfs.wire.threads import Threads
+
+DEADLINE_S = 20.0
+
+
+async def test_results_and_errors_arrive_with_who_asked() -> None:
+    def fail(number: int) -> None:
+        raise OSError(number, "so it is")
+
+    threads = Threads(3, "test")
+    found: dict[int, int] = {}
+
+    async def ask(number: int) -> None:
+        found[number] = await threads.run(pow, number, 2)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(500):
+            nursery.start_soon(ask, number)
+    assert found == {number: number * number for number in range(500)}
+    with pytest.raises(OSError, match="so it is") as caught:
+        await threads.run(fail, 7)
+    assert caught.value.errno == 7
+
+
+async def test_no_more_run_at_a_time_than_may() -> None:
+    running: set[int] = set()
+    most: list[int] = []
+
+    def work() -> None:
+        running.add(threading.get_ident())
+        most.append(len(running))
+        time.sleep(0.005)
+        running.discard(threading.get_ident())
+
+    threads = Threads(2, "test")
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(threads.run, work)
+    assert max(most) == 2
+    assert len(most) == 20
+
+
+async def test_what_waits_can_be_cancelled_and_what_runs_is_waited_for() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        assert go_on.wait(DEADLINE_S)
+        ran.append("first")
+
+    threads = Threads(1, "test")
+    running, waiting = trio.CancelScope(), trio.CancelScope()
+    ended: list[str] = []
+
+    async def call(name: str, scope: trio.CancelScope, function: Callable[[], None]) -> None:
+        with scope:
+            await threads.run(function)
+        ended.append(name)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call, "running", running, first)
+        await trio.to_thread.run_sync(begun.wait, DEADLINE_S)
+        nursery.start_soon(call, "waiting", waiting, partial(ran.append, "second"))
+        await trio.testing.wait_all_tasks_blocked()
+        waiting.cancel()
+        running.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == ["waiting"]
+        go_on.set()
+    assert ended == ["waiting", "running"]
+    assert ran == ["first"]
+    assert await threads.run(int, "5") == 5
+
+
+async def test_what_may_be_abandoned_is_not_waited_for() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        assert go_on.wait(DEADLINE_S)
+
+    threads = Threads(1, "test")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run_abandonable, hang)
+        await trio.to_thread.run_sync(begun.wait, DEADLINE_S)
+        nursery.cancel_scope.cancel()
+    go_on.set()
+    assert await threads.run_abandonable(int, "5") == 5
+
+
+def test_they_end_with_the_run_they_were_made_in() -> None:
+    names: list[str] = []
+
+    async def main() -> None:
+        threads = Threads(4, "ending")
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(threads.run, time.sleep, 0.001)
+        names.extend(each.name for each in threading.enumerate() if each.name.startswith("ending"))
+
+    trio.run(main)
+    assert 1 <= len(names) <= 4
+    end = time.monotonic() + DEADLINE_S
+    while any(each.name.startswith("ending") for each in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
