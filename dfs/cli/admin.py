@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dfs.cli import checking, render
+from dfs.cli import backups, checking, render
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
@@ -26,6 +26,7 @@ app = typer.Typer(
 
 def register(parent: typer.Typer) -> None:
     checking.register(app)
+    backups.register(app)
     parent.add_typer(app, name="admin")
 
 

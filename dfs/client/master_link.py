@@ -5,6 +5,7 @@ number inside, so that repeating them is safe.
 """
 
 import random
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import trio
@@ -16,6 +17,7 @@ from dfs.wire.messages import GetInode, InodeReply, Message
 from dfs.wire.pool import Pool
 
 R = TypeVar("R", bound=Message)
+T = TypeVar("T")
 
 FIRST_CONTACT_S: Final = 5.0
 """How long `first_contact` looks for a master that does not answer at all."""
@@ -85,9 +87,24 @@ class MasterLink:
                 self._addresses[current], request, reply_type, timeout_s=timeout_s
             )
         except DfsError as error:
-            if worth_retrying(error) and self._current == current:
-                self._current = (current + 1) % len(self._addresses)
+            self._turn_away(current, error)
             raise
+
+    async def _raw_once(
+        self, request: Message, reply_type: type[R], *, timeout_s: float
+    ) -> tuple[R, memoryview]:
+        current = self._current
+        try:
+            return await self.pool.call_raw(
+                self._addresses[current], request, reply_type, timeout_s=timeout_s
+            )
+        except DfsError as error:
+            self._turn_away(current, error)
+            raise
+
+    def _turn_away(self, current: int, error: DfsError) -> None:
+        if worth_retrying(error) and self._current == current:
+            self._current = (current + 1) % len(self._addresses)
 
     async def call(
         self, request: Message, reply_type: type[R], *, timeout_s: float = CALL_TIMEOUT_S
@@ -100,12 +117,34 @@ class MasterLink:
             if not worth_retrying(error):
                 raise
             failure = error
+        return await self._repeat(
+            lambda: self.call_once(request, reply_type, timeout_s=timeout_s), start, failure
+        )
+
+    async def call_raw(
+        self, request: Message, reply_type: type[R], *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> tuple[R, memoryview]:
+        """As `call`, and the reply's raw payload."""
+        start = trio.current_time()
+        try:
+            return await self._raw_once(request, reply_type, timeout_s=timeout_s)
+        except DfsError as error:
+            if not worth_retrying(error):
+                raise
+            failure = error
+        return await self._repeat(
+            lambda: self._raw_once(request, reply_type, timeout_s=timeout_s), start, failure
+        )
+
+    async def _repeat(
+        self, attempt: Callable[[], Awaitable[T]], start: float, failure: DfsError
+    ) -> T:
         patience = self.patience()
         patience.deadline += start - trio.current_time()
         while True:
             await patience.pause(failure)
             try:
-                return await self.call_once(request, reply_type, timeout_s=timeout_s)
+                return await attempt()
             except DfsError as error:
                 if not worth_retrying(error):
                     raise

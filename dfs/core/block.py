@@ -139,7 +139,7 @@ def encode_block(
             f"{CHUNK_MAX_BYTES} bytes"
         )
     codec, encoded = CODEC_RAW, raw
-    if level is not None and (smaller := _compress(raw, level)) is not None:
+    if level is not None and (smaller := compress(raw, level)) is not None:
         codec, encoded = CODEC_ZSTD, smaller
     encoded_length = len(encoded)
     raw_xxh3 = checksum(raw)
@@ -301,7 +301,11 @@ def _join(
 
 def _expand(header: RecordHeader, encoded: bytes | memoryview) -> bytes | memoryview:
     """The raw bytes, checked against their checksum."""
-    raw = encoded if header.codec == CODEC_RAW else _decompress(encoded, header)
+    raw = (
+        encoded
+        if header.codec == CODEC_RAW
+        else decompress(encoded, header.raw_length, f"block {header.block_index}")
+    )
     if checksum(raw) != header.raw_xxh3:
         raise CorruptError(
             f"block {header.block_index}: its decoded bytes do not match their checksum"
@@ -325,7 +329,7 @@ def _corrupt(chunk: ChunkId, position: int, what: str) -> CorruptError:
     return CorruptError(f"chunk {chunk}: {what} (byte {position})")
 
 
-def _compress(raw: Buffer, level: int) -> bytes | None:
+def compress(raw: Buffer, level: int) -> bytes | None:
     """zstd of `raw`, or None where it saves less than a sixteenth: reading raw is cheaper."""
     compressors = _coders.compressors
     compressor = compressors.get(level)
@@ -354,14 +358,18 @@ def _promising(raw: Buffer) -> bool:
     return len(probe.compress(samples)) < len(samples) - len(samples) // 64
 
 
-def _decompress(encoded: Buffer, header: RecordHeader) -> bytes:
-    """Never more than `raw_length` bytes of memory: the frame's own claim is checked first."""
+def decompress(encoded: Buffer, raw_length: int, name: str) -> bytes:
+    """What `compress` was given. Never takes more than `raw_length` bytes of memory.
+
+    Raises:
+        CorruptError: damaged, or of another length; says so of `name`.
+    """
     try:
-        if zstandard.frame_content_size(encoded) == header.raw_length:
+        if zstandard.frame_content_size(encoded) == raw_length:
             return _coders.decompressor.decompress(
-                encoded, max_output_size=header.raw_length, allow_extra_data=False
+                encoded, max_output_size=raw_length, allow_extra_data=False
             )
         what = "its compressed bytes promise another length"
     except zstandard.ZstdError as error:
         what = f"its compressed bytes are damaged ({error})"
-    raise CorruptError(f"block {header.block_index}: {what}")
+    raise CorruptError(f"{name}: {what}")

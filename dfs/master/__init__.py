@@ -17,6 +17,7 @@ The state machine, pure functions over a transaction:
 - `chunks`          the life of chunks and their fragments
 - `membership`      identity of servers and disks
 - `queries`         read requests
+- `backup`          copies of the metadata, and a master made of one
 - `invariants`, `check`   checks everything that `keyspace` promises, and says what would mend it
 
 The shell around it, with time, chance and the network:

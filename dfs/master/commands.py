@@ -212,6 +212,35 @@ class MendMetadata(Command[tuple[bool, ...]], frozen=True, tag=70):
     fixes: tuple[AnyFix, ...]
 
 
+class CompleteRestore(Command[None], frozen=True, tag=71):
+    """The rows of a backup have been loaded into an empty store.
+
+    Skips `skip_ids` ids of inodes, chunks and sessions: those may have been given since the
+    backup. The sessions are closed by commands of their own.
+    """
+
+    backup_ns: int
+    """When the backup was made."""
+    skip_ids: int
+    run: int
+    """A new number, chosen at random: as of it, the log begins at `position`."""
+    position: int
+    """How far the log reached in the backup."""
+
+
+class ConfirmRestore(Command[bool], frozen=True, tag=72):
+    """A person confirms the restore: what the metadata do not know may be deleted.
+
+    False: there was nothing to confirm.
+    """
+
+
+class RaiseNextChunk(Command[None], frozen=True, tag=73):
+    """A disk holds chunks that this master has yet to make: make none of these numbers."""
+
+    at_least: ChunkId
+
+
 AnyCommand: TypeAlias = (
     Format
     | StartMaster
@@ -228,5 +257,8 @@ AnyCommand: TypeAlias = (
     | DropFragments
     | RegisterServer
     | MendMetadata
+    | CompleteRestore
+    | ConfirmRestore
+    | RaiseNextChunk
 )
 """For decoding a logged command."""

@@ -23,6 +23,8 @@ from dfs.core import collector
 from dfs.core.errors import DfsError
 from dfs.core.workers import Workers
 from dfs.master import membership, sessions
+from dfs.master.backup.holding import Holding
+from dfs.master.backup.service import BackupService
 from dfs.master.check.service import CheckService
 from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import Format, StartMaster
@@ -138,6 +140,7 @@ class Master:
 
         context = JobContext(self.journal, store, self.liveness, self._pool, now_ns)
         seal = SealJob(context, reports.note_sealed)
+        holding = Holding(store, self.journal, self.liveness, reports, now_ns)
         servers = ServerService(
             cluster=self.cluster,
             heartbeat_s=timing.heartbeat_s,
@@ -145,6 +148,7 @@ class Master:
             journal=self.journal,
             liveness=self.liveness,
             reports=reports,
+            holding=holding,
             add_unsealed=seal.add_unsealed,
             on_registered=self._pool.forgive,
             clock=clock,
@@ -168,14 +172,19 @@ class Master:
             liveness=self.liveness,
             leases=leases,
             health=health,
+            notices=holding.notices,
             clock=clock,
         )
-        self._checks = CheckService(context, Snapshots(snapshots, store, workers))
+        taken = Snapshots(snapshots, store, workers)
+        self._checks = CheckService(context, taken, holding.notices)
+        self._backups = BackupService(taken)
         self.handlers = {
             **clients.handlers(),
             **servers.handlers(),
             **self.status.handlers(),
             **self._checks.handlers(),
+            **self._backups.handlers(),
+            **holding.handlers(),
         }
         self.jobs: tuple[Job, ...] = (
             WatchServers(self.liveness, servers.note_broken, servers.note_down),
@@ -202,6 +211,7 @@ class Master:
             for job in self.jobs:
                 nursery.start_soon(run_forever, job, name=job.name)
             nursery.start_soon(self._checks.run)
+            nursery.start_soon(self._backups.run)
             await serve(
                 listeners,
                 self.handlers,

@@ -85,6 +85,8 @@ META_COUNTERS: Final = b"mcounters"
 """Counters."""
 META_RUNS: Final = b"mruns"
 """LogPosition of the beginning of each run of the master, as far as they are kept."""
+META_RESTORED: Final = b"mrestored"
+"""`hold.Restored` in a store that was made of a backup, until a person confirms that."""
 
 INODE, DENTRY, EXTENT, TRIM, XATTR = b"i", b"d", b"e", b"t", b"a"
 CHUNK, EXTENT_BY_CHUNK, FRAGMENT_BY_DISK, DOOMED = b"c", b"x", b"f", b"g"

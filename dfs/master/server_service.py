@@ -10,6 +10,7 @@ from dfs.core.chunk import DiskState
 from dfs.core.errors import BusyError, ProtocolError
 from dfs.core.ids import ServerId
 from dfs.master import chunk_reports
+from dfs.master.backup.holding import Holding
 from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import DiskIdentity, MarkFragments, RegisterServer, Registration
 from dfs.master.jobs.seal import Unsealed
@@ -47,6 +48,7 @@ class ServerService:
         journal: Journal,
         liveness: Liveness,
         reports: ReportBook,
+        holding: Holding,
         add_unsealed: Callable[[Unsealed], None],
         on_registered: Callable[[str], None],
         clock: Callable[[], float],
@@ -59,6 +61,7 @@ class ServerService:
         self._journal = journal
         self._liveness = liveness
         self._reports = reports
+        self._holding = holding
         self._add_unsealed = add_unsealed
         self._on_registered = on_registered
         self._clock = clock
@@ -193,6 +196,7 @@ class ServerService:
                 f"disk {disk} does not belong to server {request.server}",
                 hint="the server must register again",
             )
+        self._holding.note(request)
         horizon = self._reports.horizon(disk, self._clock())
         drop: list[int] = []
         changed = 0
@@ -225,12 +229,13 @@ class ServerService:
                 changed,
                 len(drop),
             )
-        if drop:
+        useless = self._holding.let_go(request, drop)
+        if useless:
             # What makes these fragments useless must not be undone by a power cut.
             await self._journal.sync()
         if request.last:
             self._reports.finished(disk)
-        return m.ReportChunksReply(tuple(drop))
+        return m.ReportChunksReply(tuple(useless))
 
 
 def _reachable(address: str, peer: Peer) -> str:

@@ -23,6 +23,24 @@ from dfs.master.store import Store
 _ROOT: Final = Path(dfs.__file__).parent.parent
 
 
+class Reading:
+    """A process that reads a snapshot."""
+
+    def __init__(self, process: trio.Process, output: trio.abc.ReceiveStream) -> None:
+        self.output = output
+        """What it writes to its standard output."""
+        self._process = process
+
+    async def check(self) -> None:
+        """Wait for its end. Raises DfsError where it did not do what it was to do."""
+        status = await self._process.wait()
+        if status:
+            raise DfsError(
+                f"the process that reads the metadata ended with status {status}",
+                hint="see the master's log",
+            )
+
+
 class Snapshots:
     """Takes snapshots of `store`, each gone with its use."""
 
@@ -37,8 +55,8 @@ class Snapshots:
             shutil.rmtree(directory, ignore_errors=True)
 
     @asynccontextmanager
-    async def read_by(self, module: str) -> AsyncIterator[trio.abc.ReceiveStream]:
-        """Run `python -m MODULE CHECKPOINT`; what that writes to its standard output.
+    async def read_by(self, module: str) -> AsyncIterator[Reading]:
+        """Run `python -m MODULE CHECKPOINT` on a fresh snapshot.
 
         Raises:
             NoSpaceError, DfsError: no snapshot can be taken.
@@ -49,8 +67,8 @@ class Snapshots:
         place = self._directory / str(self._taken)
         try:
             await self._workers.run(self._take, place)
-            async with _process(module, place / "metadata") as stream:
-                yield stream
+            async with _process(module, place / "metadata") as reading:
+                yield reading
         finally:
             with trio.CancelScope(shield=True):
                 await self._workers.run(_remove, place)
@@ -72,7 +90,7 @@ def _remove(place: Path) -> None:
 
 
 @asynccontextmanager
-async def _process(module: str, checkpoint: Path) -> AsyncIterator[trio.abc.ReceiveStream]:
+async def _process(module: str, checkpoint: Path) -> AsyncIterator[Reading]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", module, str(checkpoint)],
@@ -82,7 +100,7 @@ async def _process(module: str, checkpoint: Path) -> AsyncIterator[trio.abc.Rece
     )
     assert process.stdout is not None
     try:
-        yield process.stdout
+        yield Reading(process, process.stdout)
     finally:
         with trio.CancelScope(shield=True):
             await process.stdout.aclose()

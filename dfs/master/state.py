@@ -26,6 +26,7 @@ from dfs.master import (
     runs,
     sessions,
 )
+from dfs.master.backup import hold
 from dfs.master.check import mend
 from dfs.master.commands import Command, SessionCommand
 from dfs.master.keyspace import (
@@ -112,6 +113,9 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.DropFragments: chunks.drop_fragments,
     commands.RegisterServer: membership.register,
     commands.MendMetadata: mend.mend,
+    commands.CompleteRestore: hold.complete,
+    commands.ConfirmRestore: hold.confirm,
+    commands.RaiseNextChunk: hold.raise_next_chunk,
 }
 
 _REPLIES: Final[dict[type[SessionCommand[Any]], Callable[[bytes], Any]]] = {

@@ -1,6 +1,6 @@
 """What the master answers to people: servers, sessions, chunks, and how the cluster is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -48,13 +48,16 @@ class StatusService:
         liveness: Liveness,
         leases: Leases,
         health: Health,
+        notices: Callable[[], Sequence[str]],
         clock: Callable[[], float],
     ) -> None:
+        """`notices`: what people should know beside how servers and chunks are."""
         self._cluster = cluster
         self._reader = reader
         self._liveness = liveness
         self._leases = leases
         self._health = health
+        self._notices = notices
         self._clock = clock
         self._started = clock()
         self._counting = trio.Lock()
@@ -131,7 +134,7 @@ class StatusService:
             live=counters.live,
             purge_queue=counters.chunks_doomed,
             servers=servers,
-            problems=tuple(problems(servers, counts)),
+            problems=(*self._notices(), *problems(servers, counts)),
         )
 
 

@@ -844,6 +844,50 @@ class CheckReply(Message, frozen=True):
     """What could not be looked at, and why."""
 
 
+class ReadBackup(Message, frozen=True):
+    """A piece of a backup of the metadata, as the payload of the reply.
+
+    The first one, 0, with a nonce that is new begins a backup; then the pieces are asked for in
+    order, and the last one that was had may be had again. One that is not read for a while is
+    given up.
+
+    Raises BusyError while too many are under way, FileSystemError for one that was given up.
+    """
+
+    nonce: int
+    piece: int = 0
+
+
+class BackupPiece(Message, frozen=True):
+    last: bool
+
+
+class ConfirmRestore(Message, frozen=True):
+    """What a restored master knows of its restore; with `confirm`, a person says that it stays.
+
+    Until then nothing is deleted on the disks, and what the backup does not know is kept there.
+    """
+
+    confirm: bool = False
+
+
+class RestoreReply(Message, frozen=True):
+    restored: bool
+    """False: it was not restored, or that is confirmed; all else is 0 then."""
+    backup_ns: int
+    """When the backup was made."""
+    restored_ns: int
+    disks: int
+    disks_heard: int
+    """Those that have said what they hold."""
+    fragments: int
+    """On these, that the metadata do not know."""
+    newer: int
+    """Of chunks that were made after the backup."""
+    bytes: int
+    """Of content that those fragments cover."""
+
+
 class ListFragments(Message, frozen=True):
     """What a disk holds of chunks past `after`, in order: a page that goes through `limit` of them.
 
@@ -1215,6 +1259,8 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(49, RemoveDisks, Empty),
     Method(50, StartCheck, CheckStarted),
     Method(51, ReadCheck, CheckReply),
+    Method(52, ReadBackup, BackupPiece),
+    Method(53, ConfirmRestore, RestoreReply),
     # to the master: from chunk servers
     Method(60, RegisterServer, Registered),
     Method(61, Heartbeat, HeartbeatReply),

@@ -16,7 +16,7 @@ import msgspec
 from dfs.core.errors import UnavailableError
 from dfs.wire.framing import Kind, pack
 from dfs.wire.hello import Hello, encode_hello
-from dfs.wire.messages import METHODS, Append, Message, Method, ReadRecords
+from dfs.wire.messages import METHODS, Append, Message, Method, ReadBackup, ReadRecords
 
 DOCUMENT: Final = Path(__file__).parents[2] / "dfs" / "wire" / "PROTOCOL.md"
 FRAMES: Final = Path(__file__).parent / "wire-frames.json"
@@ -38,7 +38,7 @@ def method_table() -> str:
         request, reply = method.request.__name__, method.reply.__name__
         if method.request is Append:
             request += " + payload"
-        if method.request is ReadRecords:
+        if method.request in (ReadRecords, ReadBackup):
             reply += " + payload"
         server = "chunk server" if method.number >= _CHUNKSERVER_FROM else "master"
         rows.append(f"| {method.number} | {request} | {reply} | {server} | {_repeats(method)} |")

@@ -13,6 +13,7 @@ from dfs.core.chunk import ChunkState, DiskState, Fragment, FragmentState
 from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master import chunk_reports
+from dfs.master.backup import hold
 from dfs.master.check.log import CheckLog
 from dfs.master.chunk_reports import END, Stretch
 from dfs.master.commands import FragmentMark, MarkFragments
@@ -182,7 +183,8 @@ class _DiskCheck:
                 Outcome.LEFT if self._repair else Outcome.FOUND,
                 "restore the metadata from a backup",
             )
-        if extra:
+        # A restored master keeps all, and says so itself.
+        if extra and not hold.is_held(reader):
             self._log.note(
                 f"{self._name} holds {extra} fragments of chunks that are gone: it deletes them "
                 "after its next report"

@@ -6,7 +6,7 @@ compared. A check that nobody asks about any more is given up.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Final
@@ -55,9 +55,13 @@ class _Check:
 class CheckService:
     """Handlers for checks, and `run`, which does them."""
 
-    def __init__(self, context: JobContext, snapshots: Snapshots) -> None:
+    def __init__(
+        self, context: JobContext, snapshots: Snapshots, notices: Callable[[], Sequence[str]]
+    ) -> None:
+        """`notices`: what people should know beside what a check finds."""
         self._context = context
         self._snapshots = snapshots
+        self._notices = notices
         self._check: _Check | None = None
         self._begun = 0
         self._wanted = trio.Event()
@@ -113,6 +117,8 @@ class CheckService:
             await self._check_metadata(check)
             await check_disks(self._context, check.log, repair=check.repair)
             await self._context.journal.sync()
+            for notice in self._notices():
+                check.log.note(notice)
         except DfsError as failure:
             error = str(failure)
         except Exception:
@@ -144,8 +150,8 @@ class CheckService:
         told.begin("checking metadata")
         problems: list[Problem] = []
         async with (
-            self._snapshots.read_by("dfs.master.check.process") as stream,
-            aclosing(read_messages(stream, _decoder)) as messages,
+            self._snapshots.read_by("dfs.master.check.process") as reading,
+            aclosing(read_messages(reading.output, _decoder)) as messages,
         ):
             async for said in messages:
                 match said:

@@ -16,6 +16,7 @@ from dfs.core.chunk import DiskLocation
 from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId, DiskId, InodeId
 from dfs.master import purge
+from dfs.master.backup import hold
 from dfs.master.commands import DropFragments, PurgeStep
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import Reader, doomed_key, get_counters, second_id
@@ -68,7 +69,8 @@ class PurgeFragments:
 
     async def run_once(self) -> bool:
         """A batch from each disk that can be reached. True if any disk has more."""
-        if not get_counters(self._context.reader).chunks_doomed:
+        reader = self._context.reader
+        if not get_counters(reader).chunks_doomed or hold.is_held(reader):
             return False
         more: list[DiskId] = []
         async with trio.open_nursery() as nursery:

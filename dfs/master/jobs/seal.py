@@ -19,6 +19,7 @@ from dfs.core.chunk import Chunk, ChunkState, DiskState, Fragment, FragmentState
 from dfs.core.errors import DfsError, DiskError, FragmentError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master import chunks
+from dfs.master.backup import hold
 from dfs.master.commands import SealAbandoned
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk
@@ -71,7 +72,11 @@ class SealJob:
 
     async def run_once(self) -> bool:
         """A batch of abandoned chunks, in turn, and of fragments that missed their seal."""
-        ids = chunks.abandoned(self._context.reader, after_chunk=self._after, limit=BATCH)
+        reader = self._context.reader
+        ids: list[ChunkId] = []
+        if not hold.is_held(reader):
+            # Sealing may cut off what only newer metadata speak of.
+            ids = chunks.abandoned(reader, after_chunk=self._after, limit=BATCH)
         self._after = ids[-1] if len(ids) == BATCH else 0
         late = [self._unsealed.popleft() for _ in range(min(BATCH, len(self._unsealed)))]
         async with trio.open_nursery() as nursery:
