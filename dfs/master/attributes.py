@@ -7,11 +7,7 @@ from msgspec.structs import replace as changed
 
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.inode import Inode
-from dfs.master import file_data, sessions
-from dfs.master.context import Context
-from dfs.master.keyspace import get_inode, get_policy, put_inode
-from dfs.master.limits import check_id, check_size, check_time
-from dfs.master.permissions import (
+from dfs.core.permissions import (
     WRITE,
     allowed_mode,
     in_group,
@@ -20,6 +16,10 @@ from dfs.master.permissions import (
     refused,
     require_owner,
 )
+from dfs.master import file_data, sessions
+from dfs.master.context import Context
+from dfs.master.keyspace import get_inode, get_policy, put_inode
+from dfs.master.limits import check_id, check_size, check_time
 from dfs.wire.messages import SetAttr, SetPolicy
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from dfs.core.chunk import Chunk, FragmentState
 from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, SessionId
+from dfs.core.inode import Inode
 from dfs.core.policy import Policy
 from dfs.master.check.fixes import AnyFix
 from dfs.master.keyspace import DiskRecord, ServerRecord, SessionRecord
@@ -120,6 +121,25 @@ class CreatePolicy(SessionCommand[Policy], frozen=True, tag=22):
     """Raises FileSystemError: EEXIST for a name in use, EINVAL for values out of range."""
 
     policy: Policy
+
+
+class DelegateDirectory(SessionCommand[Inode | None], frozen=True, tag=23):
+    """Give the session a directory that no session has. None: it is no such directory."""
+
+    ino: InodeId
+
+
+class ReserveInodes(SessionCommand[InodeId], frozen=True, tag=24):
+    """Set `count` numbers aside for the session; the first of them."""
+
+    count: int
+
+
+class RevokeDelegation(Command[None], frozen=True, tag=25):
+    """Take a directory from the session that has it and does not give it back."""
+
+    ino: InodeId
+    session: SessionId
 
 
 # ------------------------------------------------------------------ chunks
@@ -250,6 +270,9 @@ AnyCommand: TypeAlias = (
     | ApplyOps
     | PurgeStep
     | CreatePolicy
+    | DelegateDirectory
+    | ReserveInodes
+    | RevokeDelegation
     | AllocateChunks
     | SealChunk
     | SealAbandoned

@@ -42,6 +42,7 @@ from dfs.master.keyspace import get_counters
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Timing
 from dfs.master.metrics import MasterMetrics
+from dfs.master.recalls import Recalls
 from dfs.master.server_service import ServerService
 from dfs.master.service import ClientService
 from dfs.master.snapshots import Snapshots
@@ -160,6 +161,7 @@ class Master:
             journal=self.journal,
             liveness=self.liveness,
             leases=leases,
+            recalls=Recalls(store, self.journal, clock=clock, now_ns=now_ns),
             reports=reports,
             run=run,
             random=random,

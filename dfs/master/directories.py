@@ -8,13 +8,21 @@ import errno
 import stat
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace as changed
 
 from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import LINK_MAX, NAME_MAX_BYTES, InodeId, PolicyId
 from dfs.core.inode import Inode
-from dfs.master import removal, sessions
+from dfs.core.permissions import (
+    SEARCH,
+    WRITE_SEARCH,
+    inherited,
+    may,
+    refused,
+    require,
+    shown,
+)
+from dfs.master import delegations, removal, sessions
 from dfs.master.context import Context
 from dfs.master.keyspace import (
     Orphan,
@@ -27,15 +35,6 @@ from dfs.master.keyspace import (
     put_counters,
     put_dentry,
     put_inode,
-)
-from dfs.master.permissions import (
-    SEARCH,
-    WRITE_SEARCH,
-    in_group,
-    may,
-    refused,
-    require,
-    shown,
 )
 from dfs.wire.messages import Cred
 
@@ -103,23 +102,6 @@ def require_insertable(ctx: Context, parent: Inode) -> None:
     require(parent, ctx.cred, WRITE_SEARCH)
 
 
-class Ownership(msgspec.Struct, frozen=True):
-    mode: int
-    gid: int
-
-
-def inherited(ctx: Context, parent: Inode, mode: int) -> Ownership:
-    """Mode and group of a new inode: a setgid directory hands on its group (inode_init_owner)."""
-    if not parent.mode & stat.S_ISGID:
-        return Ownership(mode, ctx.cred.gid)
-    if stat.S_ISDIR(mode):
-        return Ownership(mode | stat.S_ISGID, parent.gid)
-    executable = stat.S_ISGID | stat.S_IXGRP
-    if mode & executable == executable and ctx.cred.uid != 0 and not in_group(ctx.cred, parent.gid):
-        mode &= ~stat.S_ISGID
-    return Ownership(mode, parent.gid)
-
-
 def new_inode(
     ctx: Context,
     parent: Inode,
@@ -133,16 +115,22 @@ def new_inode(
     gid: int | None = None,
     mtime_ns: int | None = None,
     policy: PolicyId = 0,
+    ino: InodeId = 0,
 ) -> Inode:
     """A fresh ino and its record, counted but not stored. `mode` has the type; rights are checked.
 
-    What is not given is taken from the caller, the clock and the parent.
+    What is not given is taken from the caller, the clock and the parent; `ino` from what is
+    reserved for the session.
     """
     txn, now = ctx.txn, ctx.now
-    owner = inherited(ctx, parent, mode)
+    owner = inherited(parent, mode, ctx.cred)
     counters = get_counters(txn)
-    ino = counters.next_inode
-    put_counters(txn, changed(counters, next_inode=ino + 1, inodes=counters.inodes + 1))
+    next_inode = counters.next_inode
+    if ino:
+        delegations.use_reserved(ctx, ino)
+    else:
+        ino, next_inode = next_inode, next_inode + 1
+    put_counters(txn, changed(counters, next_inode=next_inode, inodes=counters.inodes + 1))
     return Inode(
         ino,
         owner.mode,
@@ -197,7 +185,10 @@ def unlinked(ctx: Context, inode: Inode) -> Inode | None:
 
     With the last it goes too, unless it is open; then it lives on as an orphan.
     """
-    nlink = 0 if stat.S_ISDIR(inode.mode) else inode.nlink - 1
+    nlink = inode.nlink - 1
+    if stat.S_ISDIR(inode.mode):
+        nlink = 0
+        delegations.forget(ctx.txn, inode.ino)
     if nlink == 0:
         if not sessions.is_open(ctx.txn, inode):
             removal.remove(ctx, inode)

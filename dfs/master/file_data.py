@@ -11,11 +11,11 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import BusyError, DfsError, FileSystemError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES
 from dfs.core.inode import Extent, Inode
+from dfs.core.permissions import READ, WRITE, mode_after_write, refused
 from dfs.master import extents, sessions, trims
 from dfs.master.context import CLONE_ROWS_PER_COMMAND, Context
 from dfs.master.keyspace import get_inode, put_inode, xattr_key
 from dfs.master.limits import check_size, check_time
-from dfs.master.permissions import READ, WRITE, mode_after_write, refused
 from dfs.master.removal import TRIMMED, XATTRS, cut_off
 from dfs.wire.messages import CloneRange, Commit, PunchHole
 

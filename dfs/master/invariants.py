@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dfs.master.check.chunks import check_chunks
+from dfs.master.check.delegations import check_delegations
 from dfs.master.check.indexes import check_counters, check_indexes, check_sessions
 from dfs.master.check.inodes import check_inodes
 from dfs.master.check.problem import Problem
@@ -41,6 +42,7 @@ def walk_through(walk: Walk) -> Iterator[Problem]:
         check_inodes,
         check_directories,
         check_sessions,
+        check_delegations,
         check_chunks,
         check_indexes,
         check_counters,

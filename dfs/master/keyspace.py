@@ -31,6 +31,9 @@ big-endian integer, or raw bytes. This module is the only one that knows the byt
 | `u` | orphan            | ino                                     | Orphan (1 byte)           |
 | `q` | purge queue       | ino                                     | resume offset (8 bytes)   |
 | `z` | session leftovers | session                                 | empty                     |
+| `h` | delegation        | ino of a directory                      | session (8 bytes)         |
+| `H` | delegation by s.  | session, ino                            | empty                     |
+| `w` | reserved inodes   | session                                 | InodeRanges               |
 
 Invariants (`invariants.check` walks them all):
 
@@ -52,6 +55,8 @@ Invariants (`invariants.check` walks them all):
 - Open and open-by-session mirror each other; so do chunk-by-session and the OPEN chunks' `owner`
   (0: its session is gone, the master shall seal it),
   fragment-by-disk and the chunks' fragments, and each by-uuid, by-name and by-nonce index.
+- Delegation and delegation-by-session mirror each other, and name directories and sessions that
+  exist. Reserved numbers are below `next_inode`.
 - Counters: ids are greater than all in use; totals are what a count would give.
 """
 
@@ -94,6 +99,7 @@ POLICY, POLICY_BY_NAME = b"p", b"n"
 SERVER, SERVER_BY_UUID, DISK, DISK_BY_UUID = b"s", b"v", b"k", b"l"
 SESSION, SESSION_BY_NONCE, OPEN, OPEN_BY_SESSION = b"S", b"N", b"o", b"O"
 CHUNK_BY_SESSION, REPLY, ORPHAN, PURGE, LEFTOVERS = b"b", b"r", b"u", b"q", b"z"
+DELEGATION, DELEGATION_BY_SESSION, RESERVED = b"h", b"H", b"w"
 
 
 class Orphan(IntEnum):
@@ -132,6 +138,12 @@ class SessionRecord(msgspec.Struct, array_like=True, frozen=True):
     nonce: int
     opened_ns: int
     address: str = ""
+
+
+class InodeRanges(msgspec.Struct, array_like=True, frozen=True):
+    """Numbers that a session may still give, the ranges in order: (next, end) of each."""
+
+    ranges: tuple[tuple[InodeId, InodeId], ...] = ()
 
 
 class ServerRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -322,6 +334,18 @@ def leftovers_key(session: SessionId) -> bytes:
     return b"z" + session.to_bytes(8, "big")
 
 
+def delegation_key(ino: InodeId) -> bytes:
+    return b"h" + ino.to_bytes(8, "big")
+
+
+def delegation_by_session_key(session: SessionId, ino: InodeId) -> bytes:
+    return b"H" + session.to_bytes(8, "big") + ino.to_bytes(8, "big")
+
+
+def reserved_key(session: SessionId) -> bytes:
+    return b"w" + session.to_bytes(8, "big")
+
+
 def key_id(key: bytes) -> int:
     """The first id of a key, after its prefix byte."""
     return int.from_bytes(key[1:9], "big")
@@ -343,6 +367,7 @@ decode_chunk = msgspec.msgpack.Decoder(Chunk).decode
 decode_policy = msgspec.msgpack.Decoder(Policy).decode
 decode_counters = msgspec.msgpack.Decoder(Counters).decode
 decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
+decode_ranges = msgspec.msgpack.Decoder(InodeRanges).decode
 decode_server = msgspec.msgpack.Decoder(ServerRecord).decode
 decode_disk = msgspec.msgpack.Decoder(DiskRecord).decode
 

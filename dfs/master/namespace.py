@@ -13,6 +13,13 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import refuse
 from dfs.core.ids import LINK_MAX, SYMLINK_MAX_BYTES, InodeId
 from dfs.core.inode import Inode
+from dfs.core.permissions import (
+    allowed_mode,
+    in_group,
+    refused,
+    require_removable,
+    shown,
+)
 from dfs.master import extents, sessions
 from dfs.master.attributes import require_policy
 from dfs.master.context import Context
@@ -37,13 +44,6 @@ from dfs.master.keyspace import (
     put_inode,
 )
 from dfs.master.limits import check_id, check_size, check_time
-from dfs.master.permissions import (
-    allowed_mode,
-    in_group,
-    refused,
-    require_removable,
-    shown,
-)
 from dfs.wire.messages import (
     Create,
     Link,
@@ -73,7 +73,7 @@ def create(ctx: Context, op: Create) -> Inode:
             raise refuse(errno.EISDIR, shown(op.name))
         return sessions.open_inode(ctx, inode, op.access) if op.open else inode
     require_insertable(ctx, parent)
-    inode = new_inode(ctx, parent, stat.S_IFREG | op.mode & 0o7777)
+    inode = new_inode(ctx, parent, stat.S_IFREG | op.mode & 0o7777, ino=op.ino)
     insert(ctx, parent, op.name, inode)
     return sessions.grant(ctx, inode, sessions.CREATED_ACCESS) if op.open else inode
 

@@ -11,6 +11,7 @@ from dfs.core.inode import Inode
 from dfs.master import (
     attributes,
     commands,
+    delegations,
     file_data,
     namespace,
     rename,
@@ -43,6 +44,7 @@ OPERATIONS: Final[dict[type[messages.Op], Callable[[Context, Any], Inode | None]
     messages.CloneRange: file_data.clone_range,
     messages.Put: namespace.put,
     messages.SetPolicy: attributes.set_policy,
+    messages.Undelegate: delegations.undelegate,
 }
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,6 +66,7 @@ def apply_ops(txn: Transaction, command: commands.ApplyOps) -> bytes:
         # Where nothing has changed yet there is nothing to keep apart.
         own = ctx.txn = txn.child() if txn.changes else txn
         try:
+            ctx.now = delegations.moment(ctx, op, command.time_ns)
             inode = OPERATIONS[type(op)](ctx, op)
         except DfsError as error:
             own.discard()
@@ -75,7 +78,7 @@ def apply_ops(txn: Transaction, command: commands.ApplyOps) -> bytes:
         else:
             if own is not txn:
                 own.commit()
-            results.append(OpResult(inode, None, command.time_ns if inode is None else 0))
+            results.append(OpResult(inode, None, ctx.now if inode is None else 0))
     return _encode(Applied(tuple(results)))
 
 

@@ -20,6 +20,7 @@ from dfs.core.ids import (
     InodeId,
 )
 from dfs.core.inode import Extent, Inode
+from dfs.core.permissions import READ, SEARCH, may, refused, require, shown
 from dfs.master import extents
 from dfs.master.directories import check_name, directory, existing
 from dfs.master.keyspace import (
@@ -35,7 +36,6 @@ from dfs.master.keyspace import (
     prefix_end,
     u64,
 )
-from dfs.master.permissions import READ, SEARCH, may, refused, require, shown
 from dfs.master.removal import TRIMMED
 from dfs.wire.messages import (
     EXTENTS_INLINE_MAX,

@@ -10,6 +10,7 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import refuse
 from dfs.core.ids import LINK_MAX, ROOT_INODE, InodeId
 from dfs.core.inode import Inode
+from dfs.core.permissions import WRITE, refused, require, require_removable, shown
 from dfs.master.context import Context
 from dfs.master.directories import (
     delete_entry,
@@ -21,7 +22,6 @@ from dfs.master.directories import (
     unlinked,
 )
 from dfs.master.keyspace import get_dentry, get_inode, put_dentry, put_inode
-from dfs.master.permissions import WRITE, refused, require, require_removable, shown
 from dfs.wire.messages import Rename, RenameFlag
 
 NOREPLACE: Final = int(RenameFlag.NOREPLACE)

@@ -7,15 +7,15 @@ reads go to the store. What chunk servers ask is in `server_service`, what peopl
 
 import errno
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from inspect import iscoroutinefunction
+from inspect import iscoroutine, iscoroutinefunction
 from random import Random
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
 from dfs.core.errors import DfsError, LostChangesError, refuse
-from dfs.core.ids import ROOT_INODE, ChunkId, PolicyId
+from dfs.core.ids import ROOT_INODE, ChunkId, InodeId, PolicyId
 from dfs.core.policy import Policy
 from dfs.master import queries, runs, xattrs
 from dfs.master.chunk_reports import ReportBook
@@ -24,12 +24,15 @@ from dfs.master.commands import (
     ApplyOps,
     CloseSession,
     CreatePolicy,
+    DelegateDirectory,
     FragmentMark,
     MarkFragments,
     OpenSession,
     Placement,
+    ReserveInodes,
     SealChunk,
 )
+from dfs.master.delegations import holder
 from dfs.master.journal import Journal
 from dfs.master.keyspace import (
     Reader,
@@ -42,6 +45,7 @@ from dfs.master.keyspace import (
 )
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Totals
+from dfs.master.recalls import Elsewhere, Recalls
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer, ReplyResult
 
@@ -53,6 +57,8 @@ ID_END: Final = 1 << 64
 """Past every number that a key can hold: requests may carry anything."""
 REPORTS_MAX: Final = 1024
 """Fragments in one ReportFragments."""
+REFUSED_S: Final = 5.0
+"""How long a client had better not ask again for a directory that it did not get."""
 TOTALS_FRESH_S: Final = 1.0
 """How long sums over all disks may be reused: `df` must not cost O(disks) each time."""
 
@@ -72,6 +78,9 @@ class _Applied(msgspec.Struct, array_like=True):
     synced: bool = False
 
 
+Reply: TypeAlias = m.Message | bytes | Coroutine[object, object, ReplyResult]
+
+_NO_PAYLOAD: Final = memoryview(b"")
 _decode_applied: Final = msgspec.msgpack.Decoder(_Applied).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -84,7 +93,14 @@ def _in_range(handler: Handler) -> Handler:
 
     def answer(peer: Peer, request: m.Message, payload: memoryview) -> Any:
         try:
-            return handler(peer, request, payload)
+            result = handler(peer, request, payload)
+        except OverflowError:
+            raise refusal(request) from None
+        return finish(request, result) if iscoroutine(result) else result
+
+    async def finish(request: m.Message, work: Awaitable[ReplyResult]) -> ReplyResult:
+        try:
+            return await work
         except OverflowError:
             raise refusal(request) from None
 
@@ -108,6 +124,7 @@ class ClientService:
         journal: Journal,
         liveness: Liveness,
         leases: Leases,
+        recalls: Recalls,
         reports: ReportBook,
         run: int,
         random: Random,
@@ -123,6 +140,7 @@ class ClientService:
         self._journal = journal
         self._liveness = liveness
         self._leases = leases
+        self._recalls = recalls
         self._reports = reports
         self._run = run
         self._random = random
@@ -142,6 +160,9 @@ class ClientService:
             m.ReportFragments: self.report_fragments,
             m.SyncBarrier: self.sync_barrier,
             m.CreatePolicy: self.create_policy,
+            m.Delegate: self.delegate,
+            m.ReserveInodes: self.reserve_inodes,
+            m.AwaitRecalls: self.await_recalls,
             m.Lookup: self.lookup,
             m.Resolve: self.resolve,
             m.GetInode: self.get_inode,
@@ -181,13 +202,31 @@ class ClientService:
     # ------------------------------------------------------------------ changes
 
     def apply(
-        self, _: Peer, request: m.Apply, __: memoryview
+        self, peer: Peer, request: m.Apply, _: memoryview
     ) -> bytes | Coroutine[object, object, bytes]:
+        last = 0
+        for op in request.ops:
+            for ino in (getattr(op, "parent", 0), getattr(op, "new_parent", 0)):
+                if ino and ino != last:
+                    self._recalls.looked(peer, ino)
+                    last = ino
+        if self._recalls.in_the_way(request.session, request.ops):
+            return self._apply_later(request)
+        return self._apply(request)
+
+    async def _apply_later(self, request: m.Apply) -> bytes:
+        while wanted := self._recalls.in_the_way(request.session, request.ops):
+            await self._recalls.clear(wanted)
+        done = self._apply(request)
+        return done if isinstance(done, bytes) else await done
+
+    def _apply(self, request: m.Apply) -> bytes | Coroutine[object, object, bytes]:
         session = request.session
         reply = self._journal.append(
             ApplyOps(self._now_ns(), session, request.sequence, request.cred, request.ops)
         )
         self._leases.heard(session)
+        self._recalls.applied(request.ops)
         # A repeat may say more than its change needs: what is there by now was answered too.
         position = m.LogPosition(self._run, self._journal.position)
         applied = _Applied(_decode_applied(reply).results, position)
@@ -297,20 +336,66 @@ class ClientService:
         await self._journal.sync()
         return m.PolicyReply(policy)
 
+    # ------------------------------------------------------------------ delegations
+
+    async def delegate(self, peer: Peer, request: m.Delegate, _: memoryview) -> m.Delegated:
+        """Synced before the reply: a power cut must not make the master forget it."""
+        again_s = self._recalls.again_s(peer, request.ino)
+        if again_s:
+            return m.Delegated(None, self._now_ns(), again_s)
+        inode = self._journal.append(
+            DelegateDirectory(self._now_ns(), request.session, request.sequence, request.ino)
+        )
+        self._leases.heard(request.session)
+        if inode is None or holder(self._reader, request.ino) != request.session:
+            # The second: a repeat, and it has been taken from the session since.
+            return m.Delegated(None, self._now_ns(), REFUSED_S)
+        self._recalls.granted(request.ino, request.session, peer)
+        await self._journal.sync()
+        return m.Delegated(inode, self._now_ns())
+
+    def reserve_inodes(self, _: Peer, request: m.ReserveInodes, __: memoryview) -> m.ReservedInodes:
+        first = self._journal.append(
+            ReserveInodes(self._now_ns(), request.session, request.sequence, request.count)
+        )
+        return m.ReservedInodes(first, request.count)
+
+    async def await_recalls(self, peer: Peer, request: m.AwaitRecalls, _: memoryview) -> m.Recalls:
+        self._leases.renew(request.session)
+        wanted = await self._recalls.listen(request.session, peer)
+        return m.Recalls(wanted, self._now_ns())
+
+    async def _again(
+        self, ino: InodeId, handler: Handler, peer: Peer, request: m.Message
+    ) -> ReplyResult:
+        """Answer a request that looks into a directory of somebody else, when it is back."""
+        await self._recalls.clear((ino,))
+        result = handler(peer, request, _NO_PAYLOAD)
+        return await result if iscoroutine(result) else cast("ReplyResult", result)
+
     # ------------------------------------------------------------------ reads
 
-    def lookup(self, _: Peer, request: m.Lookup, __: memoryview) -> m.InodeReply:
+    def lookup(self, peer: Peer, request: m.Lookup, _: memoryview) -> Reply:
+        if self._recalls.in_the_way_of(peer, request.parent):
+            return self._again(request.parent, self.lookup, peer, request)
+        self._recalls.looked(peer, request.parent)
         return m.InodeReply(
             queries.lookup(self._reader, request.cred, request.parent, request.name)
         )
 
-    def resolve(self, _: Peer, request: m.Resolve, __: memoryview) -> m.InodeReply:
-        return m.InodeReply(queries.resolve(self._reader, request))
+    def resolve(self, peer: Peer, request: m.Resolve, _: memoryview) -> Reply:
+        try:
+            return m.InodeReply(queries.resolve(self._recalls.watched(peer), request))
+        except Elsewhere as there:
+            return self._again(there.ino, self.resolve, peer, request)
 
     def get_inode(self, _: Peer, request: m.GetInode, __: memoryview) -> m.InodeReply:
         return m.InodeReply(queries.get(self._reader, request.ino))
 
-    def read_dir(self, _: Peer, request: m.ReadDir, __: memoryview) -> bytes:
+    def read_dir(self, peer: Peer, request: m.ReadDir, _: memoryview) -> Reply:
+        if self._recalls.in_the_way_of(peer, request.ino):
+            return self._again(request.ino, self.read_dir, peer, request)
+        self._recalls.looked(peer, request.ino)
         page = queries.read_dir(self._reader, request)
         return page.encode(self.layout(page.chunks))
 

@@ -14,7 +14,8 @@ import msgspec
 from dfs.core.errors import FileSystemError, SessionError, refuse
 from dfs.core.ids import InodeId, SessionId
 from dfs.core.inode import Inode, InodeFlag
-from dfs.master import chunks, commands, removal
+from dfs.core.permissions import READ, WRITE, may, refused, require
+from dfs.master import chunks, commands, delegations, removal
 from dfs.master.context import Context
 from dfs.master.keyspace import (
     OPEN,
@@ -41,7 +42,6 @@ from dfs.master.keyspace import (
     session_key,
     u64,
 )
-from dfs.master.permissions import READ, WRITE, may, refused, require
 from dfs.master.transaction import Transaction
 from dfs.wire.messages import WINDOW, Cred, Open, Release
 
@@ -95,6 +95,7 @@ def close_session(
         return
     txn.delete(session_key(record.session))
     txn.delete(session_by_nonce_key(record.nonce, record.client))
+    delegations.release_session(txn, record.session)
     if release_some(txn, command.time_ns, record.session, RELEASE_INLINE_ROWS) == 0:
         txn.put(leftovers_key(record.session), b"")
 

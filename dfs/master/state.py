@@ -19,6 +19,7 @@ from dfs.core.policy import Policy
 from dfs.master import (
     chunks,
     commands,
+    delegations,
     membership,
     operations,
     policies,
@@ -106,6 +107,9 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.ApplyOps: operations.apply_ops,
     commands.PurgeStep: purge.purge_step,
     commands.CreatePolicy: policies.create_policy,
+    commands.DelegateDirectory: delegations.delegate,
+    commands.ReserveInodes: delegations.reserve,
+    commands.RevokeDelegation: delegations.revoke,
     commands.AllocateChunks: chunks.allocate,
     commands.SealChunk: chunks.seal,
     commands.SealAbandoned: chunks.seal_abandoned,
@@ -123,6 +127,8 @@ _REPLIES: Final[dict[type[SessionCommand[Any]], Callable[[bytes], Any]]] = {
     commands.AllocateChunks: msgspec.msgpack.Decoder(tuple[Chunk, ...]).decode,
     commands.SealChunk: msgspec.msgpack.Decoder(None).decode,
     commands.CreatePolicy: msgspec.msgpack.Decoder(Policy).decode,
+    commands.DelegateDirectory: msgspec.msgpack.Decoder(Inode | None).decode,
+    commands.ReserveInodes: msgspec.msgpack.Decoder(int).decode,
 }
 """How a remembered reply becomes the result again; ApplyOps' result is bytes already."""
 

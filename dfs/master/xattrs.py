@@ -14,6 +14,7 @@ from msgspec.structs import replace as changed
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.ids import XATTR_NAME_MAX_BYTES, XATTR_VALUE_MAX_BYTES, InodeId
 from dfs.core.inode import Inode
+from dfs.core.permissions import READ, WRITE, is_owner, refused, require
 from dfs.master.context import Context
 from dfs.master.keyspace import (
     XATTR,
@@ -25,7 +26,6 @@ from dfs.master.keyspace import (
     xattr_key,
     xattr_name,
 )
-from dfs.master.permissions import READ, WRITE, is_owner, refused, require
 from dfs.master.removal import XATTRS
 from dfs.wire.messages import Cred, RemoveXattr, SetXattr, XattrMode
 

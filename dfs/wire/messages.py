@@ -56,6 +56,10 @@ class Create(Op, frozen=True, tag=1):
     """Also Open it for this session, in the same transaction."""
     access: int = 6
     """With `open`: what an Open of a file that is already there asks for (READ | WRITE)."""
+    ino: InodeId = 0
+    """With `time_ns`: its number, of those reserved for this session; 0: the master gives one."""
+    time_ns: int = 0
+    """When it was done, under a delegation of `parent` that the session must still have."""
 
 
 class Mkdir(Op, frozen=True, tag=2):
@@ -92,6 +96,8 @@ class Link(Op, frozen=True, tag=5):
 class Unlink(Op, frozen=True, tag=6):
     parent: InodeId
     name: bytes
+    time_ns: int = 0
+    """As of Create."""
 
 
 class Rmdir(Op, frozen=True, tag=7):
@@ -112,6 +118,8 @@ class Rename(Op, frozen=True, tag=8):
     new_parent: InodeId
     new_name: bytes
     flags: int = 0
+    time_ns: int = 0
+    """As of Create; both directories must be delegated."""
 
 
 class SetAttr(Op, frozen=True, tag=9):
@@ -243,6 +251,12 @@ class SetPolicy(Op, frozen=True, tag=19):
     policy: PolicyId
 
 
+class Undelegate(Op, frozen=True, tag=20):
+    """Give a directory's delegation back; nothing happens where the session has none."""
+
+    ino: InodeId
+
+
 AnyOp: TypeAlias = (
     Create
     | Mkdir
@@ -263,6 +277,7 @@ AnyOp: TypeAlias = (
     | CloneRange
     | Put
     | SetPolicy
+    | Undelegate
 )
 
 
@@ -531,6 +546,68 @@ class CreatePolicy(Message, frozen=True):
 
 class PolicyReply(Message, frozen=True):
     policy: Policy
+
+
+# ------------------------------------------------------------------ delegations
+
+
+class Delegate(Message, frozen=True):
+    """Ask for a directory: while it is delegated, nobody else sees or changes its entries.
+
+    The session may then do so by itself and tell the master later, with the time it was done.
+    Who else wants to see or change them makes the master recall the directory, and waits.
+    """
+
+    session: SessionId
+    sequence: int
+    ino: InodeId
+
+
+class Delegated(Message, frozen=True):
+    """On the master's disk when it is answered."""
+
+    inode: Inode | None
+    """The directory, whose entries nobody else changes from now on; None: refused."""
+    now_ns: int
+    """The master's clock."""
+    again_s: float = 0.0
+    """Where it was refused: asking is of no use before."""
+
+
+class ReserveInodes(Message, frozen=True):
+    """Numbers for files that this session makes under delegations, to be used in order."""
+
+    session: SessionId
+    sequence: int
+    count: int
+
+
+class ReservedInodes(Message, frozen=True):
+    first: InodeId
+    count: int
+
+
+class AwaitRecalls(Message, frozen=True):
+    """Reply when delegated directories of the session are wanted back, or after a while.
+
+    A client that holds any always has one of these with the master. The connection it comes over
+    is the session's: what is read over it is the session's own.
+    """
+
+    session: SessionId
+
+
+class Recalls(Message, frozen=True):
+    inos: tuple[InodeId, ...]
+    """To be given back (Undelegate) as soon as what was done in them has been told."""
+    now_ns: int
+    """The master's clock."""
+
+
+RESERVE_MAX: Final = 1 << 16
+"""Numbers in one ReserveInodes."""
+DELEGATIONS_MAX: Final = 256
+"""Directories delegated to one session."""
 
 
 # ------------------------------------------------------------------ administration
@@ -1235,6 +1312,10 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(7, ReportFragments, Empty),
     Method(8, SyncBarrier, Empty),
     Method(9, CreatePolicy, PolicyReply),
+    # to the master: delegations
+    Method(10, Delegate, Delegated),
+    Method(11, ReserveInodes, ReservedInodes),
+    Method(12, AwaitRecalls, Recalls),
     # to the master: reads
     Method(20, Lookup, InodeReply),
     Method(21, Resolve, InodeReply),

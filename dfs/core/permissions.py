@@ -1,25 +1,38 @@
 """POSIX permission rules, as Linux has them: pure functions over an inode and a caller.
 
-uid 0 stands for all capabilities: it reads and writes everything, searches every directory, and
-executes a file that anybody may execute.
+Master and client decide by the same rules: a client that has a directory to itself refuses what
+the master would. uid 0 stands for all capabilities: it reads and writes everything, searches every
+directory, and executes a file that anybody may execute.
 """
 
 import errno
 import stat
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from dfs.core.errors import FileSystemError, refuse
 from dfs.core.inode import Inode
-from dfs.wire.messages import Access, Cred
 
-READ: Final = int(Access.READ)
-WRITE: Final = int(Access.WRITE)
-SEARCH: Final = int(Access.EXECUTE)
-"""The execute bit, as it is called on a directory."""
+READ: Final = 4
+WRITE: Final = 2
+SEARCH: Final = 1
+"""Values of access(2). The execute bit, as it is called on a directory."""
 WRITE_SEARCH: Final = WRITE | SEARCH
 """What changing a directory's entries takes."""
 
 _ANY_EXECUTE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+
+
+class Cred(Protocol):
+    """Who asks."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def groups(self) -> tuple[int, ...]: ...
 
 
 def shown(name: bytes) -> str:
@@ -102,3 +115,20 @@ def allowed_mode(mode: int, gid: int, cred: Cred) -> int:
     if mode & stat.S_ISGID and cred.uid != 0 and not in_group(cred, gid):
         mode &= ~stat.S_ISGID
     return mode
+
+
+class Ownership(msgspec.Struct, frozen=True):
+    mode: int
+    gid: int
+
+
+def inherited(parent: Inode, mode: int, cred: Cred) -> Ownership:
+    """Mode and group of a new inode: a setgid directory hands on its group (inode_init_owner)."""
+    if not parent.mode & stat.S_ISGID:
+        return Ownership(mode, cred.gid)
+    if stat.S_ISDIR(mode):
+        return Ownership(mode | stat.S_ISGID, parent.gid)
+    executable = stat.S_ISGID | stat.S_IXGRP
+    if mode & executable == executable and cred.uid != 0 and not in_group(cred, parent.gid):
+        mode &= ~stat.S_ISGID
+    return Ownership(mode, parent.gid)
