@@ -248,9 +248,11 @@ class Client(PathOperations):
         """Publish what is left, seal what is open, end the session."""
         try:
             await self.files.flush()
+            await self.meta.delegations.log.all_settled()
         finally:
             await self.writers.close()
             await self.reports.flush()
+        self.meta.delegations.log.check_any()
 
 
 @asynccontextmanager

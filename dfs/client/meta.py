@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 import trio
 
 from dfs.client.barrier import SYNC_TIMEOUT_S, Barrier
+from dfs.client.delegations import Delegations
 from dfs.client.master_link import CALL_TIMEOUT_S, MasterLink
 from dfs.client.session import Session
 from dfs.core.chunk import Layout
@@ -93,6 +94,7 @@ class Meta:
         self.session = session
         self.link = link
         self.barrier = Barrier(link)
+        self.delegations = Delegations(link, session, self.barrier, nursery)
         self._nursery = nursery
         self._queue: deque[_Waiting] = deque()
         self._frames = 0
@@ -117,7 +119,25 @@ class Meta:
             for start in range(0, len(ops), _FRAME_OPS_MAX):
                 results += await self.apply(*ops[start : start + _FRAME_OPS_MAX], cred=cred)
             return results
-        return await self._ask(ops, cred, sync=False).wait()
+        return (await self._answer(ops, cred, sync=False))[0]
+
+    async def _answer(
+        self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool
+    ) -> tuple[list[m.OpResult], bool]:
+        """The results of a frame's worth of operations, and whether they are on the disk."""
+        delegations = self.delegations
+        if not delegations.active:
+            waiting = self._ask(ops, cred, sync=sync)
+            return await waiting.wait(), waiting.synced
+        within = await delegations.enter(ops)
+        try:
+            waiting = self._ask(ops, cred, sync=sync)
+            results = await waiting.wait()
+        except BaseException:
+            delegations.unknown(within)
+            raise
+        delegations.left(within, ops, results)
+        return results, waiting.synced
 
     def _ask(self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool) -> _Waiting:
         waiting = _Waiting(ops, cred or self.cred, sync)
@@ -137,9 +157,8 @@ class Meta:
 
         Where it is not, a barrier brings it there, or says why not.
         """
-        waiting = self._ask((op,), cred, sync=True)
-        result = (await waiting.wait())[0]
-        return unwrap(result), waiting.synced
+        results, synced = await self._answer((op,), cred, sync=True)
+        return unwrap(results[0]), synced
 
     async def _do_inode(self, op: m.AnyOp, cred: m.Cred | None) -> Inode:
         inode = await self.do(op, cred=cred)
@@ -326,7 +345,8 @@ class Meta:
         return await self._do_inode(m.Open(ino, int(access)), cred)
 
     async def release(self, ino: InodeId) -> None:
-        await self.do(m.Release(ino))
+        if not self.delegations.release(ino, self.cred):
+            await self.do(m.Release(ino))
 
     async def set_policy(
         self, ino: InodeId, policy: PolicyId, *, cred: m.Cred | None = None
@@ -392,6 +412,7 @@ class Meta:
     # ---------------------------------------------------------------- reads
 
     async def lookup(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> Inode:
+        await self._settled(parent)
         return (await self.link.call(m.Lookup(cred or self.cred, parent, name), m.InodeReply)).inode
 
     async def resolve(
@@ -403,10 +424,17 @@ class Meta:
         cred: m.Cred | None = None,
     ) -> Inode:
         """Walk a whole path in one request, following symlinks (the last one if `follow`)."""
+        await self.delegations.log.all_settled()
         request = m.Resolve(cred or self.cred, path, follow, start)
         return (await self.link.call(request, m.InodeReply)).inode
 
+    async def _settled(self, ino: InodeId) -> None:
+        """Before something is asked about an inode: the master knows all that was done to it."""
+        if not self.delegations.log.idle:
+            await self.delegations.log.settled((ino,))
+
     async def get_inode(self, ino: InodeId) -> Inode:
+        await self._settled(ino)
         return (await self.link.call(m.GetInode(ino), m.InodeReply)).inode
 
     async def readdir(
@@ -419,19 +447,23 @@ class Meta:
         cred: m.Cred | None = None,
     ) -> m.DirReply:
         """One page of a directory. `more` says to ask again, after the last name."""
+        await self._settled(ino)
         request = m.ReadDir(cred or self.cred, ino, after, limit, with_extents)
         return await self.link.call(request, m.DirReply)
 
     async def get_xattr(self, ino: InodeId, name: bytes, *, cred: m.Cred | None = None) -> bytes:
+        await self._settled(ino)
         request = m.GetXattr(cred or self.cred, ino, name)
         return (await self.link.call(request, m.XattrReply)).value
 
     async def list_xattr(self, ino: InodeId) -> tuple[bytes, ...]:
+        await self._settled(ino)
         return (await self.link.call(m.ListXattr(ino), m.XattrNames)).names
 
     async def extents(
         self, ino: InodeId, offset: int = 0, length: int = 1 << 62, *, limit: int = 1000
     ) -> m.ExtentsReply:
+        await self._settled(ino)
         return await self.link.call(m.GetExtents(ino, offset, length, limit), m.ExtentsReply)
 
     async def locate(self, chunks: Sequence[ChunkId]) -> Layout:
@@ -450,7 +482,9 @@ class Meta:
         Raises LostChangesError where some were lost before, and nobody was told. Files have their
         own way: see `OpenFile.sync`.
         """
+        await self.delegations.log.all_settled()
         await self.barrier.wait()
+        self.delegations.log.check_any()
 
     async def policies(self) -> tuple[Policy, ...]:
         return (await self.link.call(m.ListPolicies(), m.PoliciesReply)).policies

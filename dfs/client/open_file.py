@@ -397,6 +397,19 @@ class OpenFiles:
                 with suppress(RuntimeError):
                     self.nursery.start_soon(self._release, file)
 
+    def let_go(self, file: OpenFile) -> None:
+        """As `close`, of a file to which nothing was written; does not wait."""
+        file.handles -= 1
+        if file.handles:
+            return
+        ino = file.ino
+        if ino not in self._locks and self.meta.delegations.release(ino, self.meta.cred):
+            del self._open[ino]
+            self._note_release(ino)
+        else:
+            with suppress(RuntimeError):
+                self.nursery.start_soon(self._release, file)
+
     async def _release(self, file: OpenFile) -> None:
         """Tell the master, unless somebody has opened the file meanwhile."""
         async with _KeyLock(self._locks, file.ino):
@@ -409,11 +422,14 @@ class OpenFiles:
                 # The session's end releases it.
                 log.debug("inode %d was not released: %s", file.ino, error)
             # Counted when it is done: it may have been repeated up to now.
-            self.releases += 1
-            self._released[file.ino] = self.releases
-            self._released.move_to_end(file.ino)
-            if len(self._released) > _RELEASED_MAX:
-                self._released.popitem(last=False)
+            self._note_release(file.ino)
+
+    def _note_release(self, ino: InodeId) -> None:
+        self.releases += 1
+        self._released[ino] = self.releases
+        self._released.move_to_end(ino)
+        if len(self._released) > _RELEASED_MAX:
+            self._released.popitem(last=False)
 
     async def adopt_or_open(
         self, inode: Inode, access: int, releases: int, *, cred: Cred | None = None

@@ -99,10 +99,11 @@ class Session:
         redo: bool = True,
         once: bool = False,
         timeout_s: float = CALL_TIMEOUT_S,
+        patience: Patience | None = None,
     ) -> tuple[R, SessionId]:
         """Send `make(session, sequence)` until it has its one answer; also the session it got.
 
-        `timeout_s` is for one attempt.
+        `timeout_s` is for one attempt; `patience` for all of them, by default the client's.
 
         When the session has expired, the request is made anew under the next one, unless
         `redo` is False: for requests about things that died with the session. (A request
@@ -114,7 +115,7 @@ class Session:
             SessionError: the session has expired, and `redo` is False.
             DfsError: the master's refusal, or UnavailableError when it took too long.
         """
-        patience = self._link.patience()
+        patience = patience or self._link.patience()
         while True:
             lease = await self._current(patience)
             sequence = await lease.take()

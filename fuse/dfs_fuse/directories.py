@@ -1,6 +1,7 @@
 """Open directories: walks over their names, a page at a time."""
 
 import errno
+import time
 from typing import Any, Final
 
 from dfs.core.errors import refuse
@@ -49,6 +50,7 @@ class Directories(Nodes):
         if handle.complete and position == len(handle.names):
             return []
         after = handle.names[position - 1] if position else b""
+        asked = time.monotonic()
         reply = await self._meta.readdir(
             handle.ino, after=after, limit=_READDIR_PAGE, cred=handle.cred
         )
@@ -60,7 +62,7 @@ class Directories(Nodes):
         for entry in reply.entries:
             file = self._files.get(entry.inode.ino)
             if file is None or not file.dirty:
-                self._found(handle.ino, entry.name, entry.inode)
+                self._found(handle.ino, entry.name, entry.inode, asked)
         return handle.page
 
     async def releasedir(self, handle: DirHandle) -> None:
@@ -71,4 +73,6 @@ class Directories(Nodes):
         if ino == self.root:
             await self.client.sync()
         else:
-            await self._meta.sync()
+            await self._delegations.log.settled((ino,))
+            await self._meta.barrier.wait()
+            self._delegations.log.check(ino)

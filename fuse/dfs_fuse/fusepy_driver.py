@@ -168,6 +168,8 @@ class _Operations:
             if hidden is None:
                 raise refuse(errno.ENOENT, names[-1].decode(ENCODING))
             return hidden
+        if len(names) == 1 and self._vfs.is_absent(ino, names[0]):
+            raise refuse(errno.ENOENT, names[0].decode(ENCODING))
         return self._bridge.run(self._vfs.walk, ino, names, self._caller())
 
     def _parent(self, path: str) -> tuple[InodeId, bytes]:
@@ -240,7 +242,8 @@ class _Operations:
         if HiddenNames.matches(name):
             self._hidden.remove(name)
             return
-        self._bridge.run(self._vfs.unlink, parent, name, self._caller())
+        if not self._vfs.unlink_here(parent, name, self._caller()):
+            self._bridge.run(self._vfs.unlink, parent, name, self._caller())
 
     def rmdir(self, path: str) -> None:
         self._bridge.run(self._vfs.rmdir, *self._parent(path), self._caller())
@@ -254,9 +257,9 @@ class _Operations:
             self._hidden.put(new_name, ino)
             return
         try:
-            self._bridge.run(
-                self._vfs.rename, old_parent, old_name, new_parent, new_name, 0, self._caller()
-            )
+            change = (old_parent, old_name, new_parent, new_name, 0, self._caller())
+            if not self._vfs.rename_here(*change):
+                self._bridge.run(self._vfs.rename, *change)
         finally:
             self._pages.renamed(old, new)
 
@@ -313,12 +316,17 @@ class _Operations:
     def create(self, path: str, mode: int, fi: Any) -> int:
         parent, name = self._parent(path)
         mode = stat.S_IMODE(mode)
-        handle = self._bridge.run(self._vfs.create, parent, name, mode, fi.flags, self._caller())
+        wanted = (parent, name, mode, fi.flags, self._caller())
+        handle = self._vfs.create_here(*wanted) or self._bridge.run(self._vfs.create, *wanted)
         return self._opened(path, handle, fi)
 
     def _opened(self, path: str, handle: FileHandle, fi: Any) -> int:
         fi.fh = handle.number
-        fi.keep_cache = self._pages.opened(path, handle.ino) and handle.keep_cache
+        fi.keep_cache = self._pages.opened(path, handle.ino, handle.number) and handle.keep_cache
+        if not handle.writable and self._pages.mixed(path, handle.ino):
+            # Others still read what was replaced: do without pages, which are common to both.
+            fi.keep_cache = 0
+            fi.direct_io = 1
         if handle.readable:
             self._buffers.open(handle.number)
         return 0
@@ -356,12 +364,14 @@ class _Operations:
     def release(self, path: str | None, fi: Any) -> None:
         handle = self._vfs.handle(fi.fh)
         self._buffers.close(fi.fh)
+        self._pages.closed(fi.fh)
         try:
             self._gatherer.settle(handle.ino)
         finally:
             self._gatherer.drop(handle)
             # No program waits for it: close(2) has ended with the flush.
-            self._bridge.post(self._release, handle)
+            if not self._vfs.release_here(handle):
+                self._bridge.post(self._release, handle)
 
     async def _release(self, handle: FileHandle) -> None:
         try:

@@ -79,12 +79,17 @@ class DirHandle:
     """`page` ends the directory."""
 
 
-def access_of(flags: int) -> Access:
-    """What open flags ask for."""
+_EXECUTE: Final = int(Access.EXECUTE)
+_BOTH: Final = int(Access.READ | Access.WRITE)
+_ACCESS: Final = {
+    os.O_RDONLY: int(Access.READ),
+    os.O_WRONLY: int(Access.WRITE),
+    os.O_RDWR: _BOTH,
+}
+
+
+def access_of(flags: int) -> int:
+    """What open flags ask for (Access)."""
     if flags & FMODE_EXEC:
-        return Access.EXECUTE
-    return {
-        os.O_RDONLY: Access.READ,
-        os.O_WRONLY: Access.WRITE,
-        os.O_RDWR: Access.READ | Access.WRITE,
-    }.get(flags & os.O_ACCMODE, Access.READ | Access.WRITE)
+        return _EXECUTE
+    return _ACCESS.get(flags & os.O_ACCMODE, _BOTH)

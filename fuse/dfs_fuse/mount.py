@@ -126,6 +126,8 @@ def _file_system(
         attr_cache_s=options.attr_cache_s,
         by_path=driver == "fusepy",
     )
+    if not options.read_only and not options.sync_names:
+        client.meta.delegations.start()
     vfs.about = msgspec.json.encode(
         About(
             pid=os.getpid(),

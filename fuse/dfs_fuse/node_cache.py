@@ -1,12 +1,14 @@
 """Attributes and names that may be believed for a moment, so that not every stat asks the master.
 
-Filled by every answer of the master, corrected by every change of this mount. Written by the
-trio thread only; `attributes` and `child` may be called from any thread at any time. Bounded: two
+Filled by every answer of the master, corrected by every change of this mount. Files that nobody
+else has seen (see `dfs.client.delegations`) are believed until they are shared. Any thread may use
+it at any time: each step is one of a dict, and at worst something is forgotten. Bounded: two
 generations, of which the older is dropped as a whole.
 """
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from dfs.core.ids import InodeId
@@ -29,7 +31,7 @@ class NodeCache:
         self._names: _Names = {}
         self._older_names: _Names = {}
 
-    # ---------------------------------------------------------------- asking (any thread)
+    # ---------------------------------------------------------------- asking
 
     def attributes(self, ino: InodeId) -> Inode | None:
         """The inode as last heard of, if that was a moment ago."""
@@ -53,18 +55,22 @@ class NodeCache:
         found = self._names.get(key) or self._older_names.get(key)
         return None if found is None else found[1]
 
-    # ---------------------------------------------------------------- telling (trio's thread)
+    # ---------------------------------------------------------------- telling
 
-    def learn(self, inode: Inode) -> None:
-        """The master has just said so.
+    def learn(self, inode: Inode, *, own: bool = False) -> None:
+        """The master has just said so; `own`: or this mount, and nobody else knows of the inode.
 
         An answer that was overtaken by one of a later change is not believed: every change of an
         inode moves its ctime.
         """
-        known = self.attributes(inode.ino)
-        if known is not None and known.ctime_ns > inode.ctime_ns:
-            return
-        self._attributes[inode.ino] = (time.monotonic() + self.ttl_s, inode)
+        now = time.monotonic()
+        until = math.inf if own else now + self.ttl_s
+        found = self._attributes.get(inode.ino) or self._older_attributes.get(inode.ino)
+        if found is not None and found[0] > now:
+            if found[1].ctime_ns > inode.ctime_ns:
+                return
+            until = max(until, found[0])
+        self._attributes[inode.ino] = (until, inode)
         if len(self._attributes) > _GENERATION_MAX:
             self._older_attributes, self._attributes = self._attributes, {}
 
@@ -73,6 +79,14 @@ class NodeCache:
         found = self._attributes.get(inode.ino) or self._older_attributes.get(inode.ino)
         if found is not None:
             self._attributes[inode.ino] = (found[0], inode)
+
+    def share(self, inos: Iterable[InodeId]) -> None:
+        """Others may see and change these inodes from now on."""
+        until = time.monotonic() + self.ttl_s
+        for ino in inos:
+            found = self._attributes.get(ino) or self._older_attributes.get(ino)
+            if found is not None and found[0] > until:
+                self._attributes[ino] = (until, found[1])
 
     def learn_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
         """The master has just said that `name` in `parent` is `ino`."""

@@ -56,6 +56,9 @@ class Nodes:
         self.cache = NodeCache(attr_cache_s)
         self._meta = client.meta
         self._files = client.files
+        self._delegations = client.meta.delegations
+        self._delegations.on_returned = self.cache.learn
+        self._delegations.on_shared = self.cache.share
         self._nursery = nursery
         self._credentials = Credentials()
         self._numbers = count(1)
@@ -72,11 +75,15 @@ class Nodes:
         file = self._files.get(ino)
         if file is not None and file.dirty:
             return None
-        return self.cache.attributes(ino)
+        return self._delegations.directory(ino) or self.cache.attributes(ino)
 
     def cached_child(self, parent: InodeId, name: bytes) -> InodeId | None:
         """The inode of a name, if that needs no question. From any thread."""
-        return self.cache.child(parent, name)
+        return self._delegations.child(parent, name) or self.cache.child(parent, name)
+
+    def is_absent(self, parent: InodeId, name: bytes) -> bool:
+        """Whether there is certainly no such name. From any thread."""
+        return self._delegations.child(parent, name) == 0
 
     def _learn(self, inode: Inode) -> Inode:
         """The master has said so. The inode as it is: changes here may have overtaken it."""
@@ -87,15 +94,23 @@ class Nodes:
         file.refresh(inode)
         return file.inode if file.version > inode.version else inode
 
-    def _found(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
-        """`name` in `parent` is `inode`, as the master has just said."""
+    def _found(
+        self, parent: InodeId, name: bytes, inode: Inode, asked: float | None = None
+    ) -> Inode:
+        """`name` in `parent` is `inode`, as the master has just said when it was `asked`."""
         inode = self._learn(inode)
         self.cache.learn_name(parent, name, inode.ino)
-        self._names[inode.ino] = (parent, name, time.monotonic())
-        self._names.move_to_end(inode.ino)
+        self._note_name(parent, name, inode.ino, asked)
+        return inode
+
+    def _note_name(
+        self, parent: InodeId, name: bytes, ino: InodeId, asked: float | None = None
+    ) -> None:
+        """The kernel has found the inode by this name."""
+        self._names.pop(ino, None)
+        self._names[ino] = (parent, name, time.monotonic() if asked is None else asked)
         if len(self._names) > NAMES_MAX:
             self._names.popitem(last=False)
-        return inode
 
     def _added(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
         """This mount has just put a new `name` into `parent`."""
@@ -144,7 +159,9 @@ class Nodes:
 
     async def lookup(self, parent: InodeId, name: bytes, caller: Caller) -> Inode:
         """Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
-        found = self.cache.child(parent, name)
+        if self.is_absent(parent, name):
+            raise refuse(errno.ENOENT, name.decode(errors="backslashreplace"))
+        found = self.cached_child(parent, name)
         if found is not None:
             try:
                 return await self.getattr(found)
@@ -154,7 +171,9 @@ class Nodes:
                 # Somebody else has replaced it within the moment that names are believed.
                 self.cache.forget_name(parent, name)
         cred = self._searcher(caller)
-        inode = self._found(parent, name, await self._meta.lookup(parent, name, cred=cred))
+        asked = time.monotonic()
+        answer = await self._meta.lookup(parent, name, cred=cred)
+        inode = self._found(parent, name, answer, asked)
         file = self._files.get(inode.ino)
         return inode if file is None or not file.dirty else await self._overlaid(file, inode)
 
@@ -171,7 +190,7 @@ class Nodes:
 
     async def getattr(self, ino: InodeId) -> Inode:
         """The inode as this mount has it: with what was written and not published yet."""
-        inode = self.cache.attributes(ino)
+        inode = self._delegations.directory(ino) or self.cache.attributes(ino)
         file = self._files.get(ino)
         if inode is None:
             try:

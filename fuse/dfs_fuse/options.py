@@ -54,6 +54,8 @@ class MountOptions:
     """Memory for data: what is being written, and the rest for what was read."""
     attr_cache_s: float = ATTR_CACHE_S
     """How long attributes and names are believed."""
+    sync_names: bool = False
+    """The master is told of each new, removed or renamed file before the program goes on."""
     on_unavailable: str | None = None
     """None: as `ON_UNAVAILABLE` says, but a master that does not answer at all ends it soon."""
     fsname: str = ""
@@ -169,6 +171,7 @@ _SWITCHES: Final[dict[str, dict[str, Any]]] = {
     "allow_other": {"allow_other": True},
     "noallow_other": {"allow_other": False},
     "profile": {"profile": True},
+    "sync_names": {"sync_names": True},
 }
 _VALUES: Final[dict[str, tuple[str, str, Callable[[str], Any]]]] = {
     "attr_cache": ("attr_cache_s", "TIME", parse_duration),

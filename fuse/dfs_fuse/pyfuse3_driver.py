@@ -107,6 +107,18 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         finally:
             self._vfs.profile.done(name, started, failed=failed)
 
+    def _at_once(self, name: str, function: Callable[..., T], *args: Any) -> T:
+        """As `_do`, for what never waits: None or False says that it has to be done by waiting."""
+        started = time.perf_counter_ns()
+        try:
+            result = function(*args)
+        except OSError as error:
+            self._vfs.profile.done(name, started, failed=True)
+            raise FUSEError(self._complaints.number(name, error)) from None
+        if result:
+            self._vfs.profile.done(name, started)
+        return result
+
     # ---------------------------------------------------------------- numbers and attributes
 
     def _ino(self, number: int) -> InodeId:
@@ -147,6 +159,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         if inode is not None:
             self._vfs.profile.count("lookup")
             return self._entry(inode)
+        if self._vfs.is_absent(self._ino(parent), name):
+            self._vfs.profile.count("lookup")
+            raise FUSEError(errno.ENOENT)
         return self._entry(
             await self._do("lookup", ctx.pid, self._lookup, self._ino(parent), name, _caller(ctx))
         )
@@ -266,6 +281,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         )
 
     async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        here = (self._ino(parent), name, _caller(ctx))
+        if self._at_once("unlink", self._vfs.unlink_here, *here):
+            return
         await self._do("unlink", ctx.pid, self._vfs.unlink, self._ino(parent), name, _caller(ctx))
 
     async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
@@ -280,17 +298,10 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        await self._do(
-            "rename",
-            ctx.pid,
-            self._vfs.rename,
-            self._ino(parent_old),
-            name_old,
-            self._ino(parent_new),
-            name_new,
-            flags,
-            _caller(ctx),
-        )
+        old, new = self._ino(parent_old), self._ino(parent_new)
+        wanted = (old, name_old, new, name_new, flags, _caller(ctx))
+        if not self._at_once("rename", self._vfs.rename_here, *wanted):
+            await self._do("rename", ctx.pid, self._vfs.rename, *wanted)
 
     # ---------------------------------------------------------------- files
 
@@ -325,16 +336,10 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle = await self._do(
-            "create",
-            ctx.pid,
-            self._vfs.create,
-            self._ino(parent),
-            name,
-            stat.S_IMODE(mode),
-            flags,
-            _caller(ctx),
-        )
+        wanted = (self._ino(parent), name, stat.S_IMODE(mode), flags, _caller(ctx))
+        handle = self._at_once("create", self._vfs.create_here, *wanted)
+        if handle is None:
+            handle = await self._do("create", ctx.pid, self._vfs.create, *wanted)
         return self._opened(handle, ctx), self._entry(handle.file.inode)
 
     def _opened(self, handle: FileHandle, ctx: RequestContext) -> FileInfo:

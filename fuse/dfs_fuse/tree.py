@@ -24,30 +24,60 @@ class Tree(Nodes):
         self._check_writable()
         cred = self._credentials.of(caller)
         inode = await self._meta.mknod(parent, name, mode, rdev, cred=cred)
+        return self._made(parent, name, inode)
+
+    def _made(self, parent: InodeId, name: bytes, inode: Inode) -> Inode:
+        self._delegations.note_change(parent)
         return self._added(parent, name, inode)
 
     async def mkdir(self, parent: InodeId, name: bytes, mode: int, caller: Caller) -> Inode:
         self._check_writable()
         cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.mkdir(parent, name, mode, cred=cred))
+        return self._made(parent, name, await self._meta.mkdir(parent, name, mode, cred=cred))
 
     async def symlink(self, parent: InodeId, name: bytes, target: bytes, caller: Caller) -> Inode:
         self._check_writable()
         cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.symlink(parent, name, target, cred=cred))
+        return self._made(parent, name, await self._meta.symlink(parent, name, target, cred=cred))
 
     async def link(self, ino: InodeId, parent: InodeId, name: bytes, caller: Caller) -> Inode:
         self._check_writable()
         cred = self._credentials.of(caller)
-        return self._added(parent, name, await self._meta.hard_link(ino, parent, name, cred=cred))
+        return self._made(parent, name, await self._meta.hard_link(ino, parent, name, cred=cred))
 
     async def unlink(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
-        await self._remove(self._meta.unlink, parent, name, caller, subdirectories=0)
+        if not self.unlink_here(parent, name, caller):
+            await self._remove(self._meta.unlink, parent, name, caller, subdirectories=0)
+
+    def unlink_here(self, parent: InodeId, name: bytes, caller: Caller) -> bool:
+        """As `unlink`, where the directory is this mount's. False: it is not. From any thread."""
+        if self.read_only:
+            return False
+        cred = self._credentials.of(caller)
+        done = self._delegations.unlink(parent, name, cred, self.cache.attributes)
+        if done is None:
+            return False
+        ino, time_ns = done
+        self.cache.forget_name(parent, name)
+        self._lost_name(ino, parent, name, time_ns)
+        return True
+
+    def _lost_name(self, ino: InodeId, parent: InodeId, name: bytes, time_ns: int) -> None:
+        """This mount has taken a name from a file, in a directory of its own."""
+        if self._names.get(ino, ())[:2] == (parent, name):
+            self._names.pop(ino, None)
+        inode = self.cache.attributes(ino)
+        if inode is None or (inode.nlink == 1 and self._files.get(ino) is None):
+            self.cache.forget(ino)
+        else:
+            self.cache.adjust(changed(inode, nlink=inode.nlink - 1, ctime_ns=time_ns))
 
     async def rmdir(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         self._check_writable()
         removed = self.cache.lookup(parent, name)
+        if removed is not None:
+            self._delegations.give_back(removed.ino)
         await self._remove(self._meta.rmdir, parent, name, caller, subdirectories=1)
         self._remember_removed(removed)
 
@@ -66,6 +96,7 @@ class Tree(Nodes):
             self._replaced(parent, name)
             self.cache.forget(parent)
             raise
+        self._delegations.note_change(parent)
         self._removed(parent, name, time_ns, subdirectories)
 
     async def rename(
@@ -79,9 +110,14 @@ class Tree(Nodes):
     ) -> None:
         """`flags` as renameat2(2) has them: NOREPLACE and EXCHANGE, else EINVAL."""
         self._check_writable()
+        if self.rename_here(parent, name, new_parent, new_name, flags, caller):
+            return
         cred = self._credentials.of(caller)
-        moved = self.cache.child(parent, name)
-        exchanged = self.cache.child(new_parent, new_name)
+        moved = self.cached_child(parent, name)
+        exchanged = self.cached_child(new_parent, new_name)
+        for ino in (moved, exchanged):
+            if ino is not None:
+                self._delegations.give_back(ino)
         try:
             victim = None if exchanged is None else self.cache.attributes(exchanged)
             await self._meta.rename(parent, name, new_parent, new_name, flags, cred=cred)
@@ -99,6 +135,34 @@ class Tree(Nodes):
             moved=True,
             exchanged=bool(flags & _RENAME_EXCHANGE),
         )
+        self._delegations.note_change(parent)
+
+    def rename_here(
+        self,
+        parent: InodeId,
+        name: bytes,
+        new_parent: InodeId,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> bool:
+        """As `rename`, within a directory of this mount. False: it is not. From any thread."""
+        if self.read_only or flags or parent != new_parent:
+            return False
+        cred = self._credentials.of(caller)
+        done = self._delegations.rename(parent, name, new_name, cred, self.cache.attributes)
+        if done is None:
+            return False
+        ino, victim, time_ns = done
+        for entry in (name, new_name):
+            self.cache.forget_name(parent, entry)
+        if victim:
+            self._lost_name(victim, parent, new_name, time_ns)
+        inode = self.cache.attributes(ino)
+        if inode is not None:
+            self.cache.adjust(changed(inode, ctime_ns=time_ns))
+        self._note_name(parent, new_name, ino)
+        return True
 
     def _shuffled(
         self,

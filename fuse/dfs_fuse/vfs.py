@@ -53,6 +53,9 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """How inodes were last found that an open has found to be something else by now."""
         self._files.on_commit = self._committed
+        self._closed: deque[OpenFile] = deque()
+        """Files made here that are closed, and not yet given back: see `release_here`."""
+        self._delegations.log.before_sending = self._let_go_of_closed
 
     def _committed(self, inode: Inode, since: int, operations: int) -> None:
         """This client's bytes are in the file now: see `OpenFiles.on_commit`."""
@@ -73,8 +76,8 @@ class Vfs(Tree, Directories, ExtendedAttributes):
             self.distrust_pages(inode.ino)
             return False
         known = self._seen.get(inode.ino) == inode.version
+        self._seen.pop(inode.ino, None)
         self._seen[inode.ino] = inode.version
-        self._seen.move_to_end(inode.ino)
         if len(self._seen) > NAMES_MAX:
             self._seen.popitem(last=False)
         return known
@@ -195,9 +198,14 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         descriptor (/proc/self/fd).
         """
         found = self._names.get(ino)
-        if found is None or self._files.get(ino) is not None:
+        file = self._files.get(ino)
+        # One that has just been closed may still be given back.
+        if found is None or (file is not None and file.handles):
             return None
         parent, name, when = found
+        if self._delegations.child(parent, name) == ino:
+            # Nobody else can have given the name to another.
+            return None
         if time.monotonic() - when < _FRESH_S:
             return None
         check = _NameCheck()
@@ -207,10 +215,11 @@ class Vfs(Tree, Directories, ExtendedAttributes):
     async def _check_name(
         self, check: "_NameCheck", ino: InodeId, parent: InodeId, name: bytes
     ) -> None:
+        asked = time.monotonic()
         try:
             inode = await self._meta.lookup(parent, name, cred=Cred(0, 0))
             check.stale = inode.ino != ino
-            self._found(parent, name, inode)
+            self._found(parent, name, inode, asked)
         except FileSystemError as error:
             check.stale = error.errno in (errno.ENOENT, errno.ENOTDIR)
         except DfsError:
@@ -242,6 +251,9 @@ class Vfs(Tree, Directories, ExtendedAttributes):
     ) -> FileHandle:
         """Make and open a regular file; without O_EXCL also one that is there."""
         self._check_writable()
+        handle = self.create_here(parent, name, mode, flags, caller)
+        if handle is not None:
+            return handle
         cred = self._credentials.of(caller)
         access = access_of(flags)
         releases = self._files.releases
@@ -255,6 +267,7 @@ class Vfs(Tree, Directories, ExtendedAttributes):
             cred=cred,
         )
         file = await self._files.adopt_or_open(inode, access, releases, cred=cred)
+        self._delegations.note_change(parent)
         self._added(parent, name, inode)
         if inode.version or inode.size:
             # It was there: how its directory is, nobody knows.
@@ -269,6 +282,38 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         handle = self._new_handle(file, flags, cred)
         self._keeps_pages(file.inode)
         return handle
+
+    def create_here(
+        self, parent: InodeId, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> FileHandle | None:
+        """As `create`, in a directory of this mount. None: it is not. From any thread."""
+        if self.read_only:
+            return None
+        cred = self._credentials.of(caller)
+        inode = self._delegations.create(parent, name, mode, cred)
+        if inode is None:
+            return None
+        self.cache.learn(inode, own=True)
+        self._note_name(parent, name, inode.ino)
+        file = self._files.adopt(inode, access_of(flags), cred=cred)
+        self._keeps_pages(inode)
+        return self._new_handle(file, flags, cred)
+
+    def release_here(self, handle: FileHandle) -> bool:
+        """As `release`, for a file that nobody else has seen. False: it is not. From any thread.
+
+        It is given back when its making is told, if not before.
+        """
+        file = handle.file
+        if file.writer is not None or not self._delegations.log.waits(file.ino):
+            return False
+        self._handles.pop(handle.number, None)
+        self._closed.append(file)
+        return True
+
+    def _let_go_of_closed(self) -> None:
+        while self._closed:
+            self._files.let_go(self._closed.popleft())
 
     def _new_handle(self, file: OpenFile, flags: int, cred: Cred) -> FileHandle:
         handle = FileHandle(next(self._numbers), file, cred, flags)
@@ -317,6 +362,7 @@ class Vfs(Tree, Directories, ExtendedAttributes):
     async def flush(self, handle: FileHandle) -> None:
         """A descriptor is closed: publish. Raises what went wrong with earlier writes."""
         await handle.file.flush()
+        self._delegations.log.check(handle.ino)
 
     async def fsync(self, handle: FileHandle) -> None:
         """Publish, and return when all of the file is on disks.
@@ -324,10 +370,14 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         The kernel lets no write of the file be under way here meanwhile.
         """
         handle.file.finish_append()
+        await self._delegations.log.settled((handle.ino,))
         await handle.file.sync()
+        self._delegations.log.check(handle.ino)
 
     async def release(self, handle: FileHandle) -> None:
         """The last descriptor is gone. What cannot be published now is lost: `flush` said so."""
+        if self.release_here(handle):
+            return
         self._handles.pop(handle.number, None)
         # Given up in the middle, as an unmount would, it would be lost, and nobody told.
         with trio.CancelScope(shield=True):

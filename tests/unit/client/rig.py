@@ -8,6 +8,7 @@ import trio
 
 from dfs.chunkserver.fragment_format import parse_name
 from dfs.client import Client
+from dfs.core.ids import InodeId
 from dfs.core.policy import Policy, Spread
 from dfs.core.redundancy import Redundancy
 from tests.simulation.world import World
@@ -35,6 +36,14 @@ async def directory(
     await client.meta.create_policy(policy)
     await client.mkdir(path)
     await client.set_policy(path, name)
+
+
+async def hold(client: Client, ino: InodeId) -> None:
+    """Work in a directory until it is the client's own."""
+    with trio.fail_after(120):
+        while client.meta.delegations.directory(ino) is None:
+            client.meta.delegations.note_change(ino)
+            await trio.sleep(1)
 
 
 def fragment_files(world: World, chunk: int) -> dict[int, Path]:

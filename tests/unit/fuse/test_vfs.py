@@ -23,10 +23,10 @@ from dfs.client import Client
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ROOT_INODE
 from dfs.core.inode import Inode
-from dfs.wire.messages import GetInode, Message, SetAttr, XattrMode
+from dfs.wire.messages import Cred, GetInode, Message, SetAttr, XattrMode
 from dfs_fuse.caller import Caller
 from dfs_fuse.vfs import Vfs
-from tests.unit.client.rig import running
+from tests.unit.client.rig import hold, running
 from tests.unit.client.test_safety import intercepted, is_commit
 
 ROOT = Caller(0, 0)
@@ -287,6 +287,29 @@ async def test_an_open_finds_that_the_name_has_moved_on(
         with refused(errno.ESTALE):
             await vfs.open(old.ino, READ, ROOT)
         await kept.close()
+
+
+async def test_an_open_after_a_close_finds_what_another_has_not_told_yet(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other has the directory to itself; what was closed is not given back yet."""
+    monkeypatch.setattr(dfs_fuse.vfs, "_FRESH_S", 0.0)
+    async with mounted(tmp_path) as (vfs, other):
+        delegations = other.meta.delegations
+        delegations.start()
+        directory = await other.mkdir("/d")
+        for name in ("current", "new"):
+            await other.write_file(f"/d/{name}", name.encode())
+        old = await vfs.lookup(directory.ino, b"current", ROOT)
+        handle = await vfs.open(old.ino, READ, ROOT)
+        await hold(other, directory.ino)
+        done = delegations.rename(directory.ino, b"new", b"current", Cred(0, 0), lambda _: None)
+        assert done is not None
+        await vfs.release(handle)
+        with refused(errno.ESTALE):
+            await vfs.open(old.ino, READ, ROOT)
+        new = await vfs.lookup(directory.ino, b"current", ROOT)
+        assert await content(vfs, new.ino) == b"new"
 
 
 async def test_a_reader_follows_a_name_that_is_replaced_again_and_again(

@@ -1,0 +1,266 @@
+"""Changes that have been made and are told to the master later: in order, in batches, in a while.
+
+What is logged here has been answered to a program already. It is sent `FLUSH_S` later at the
+latest, or as soon as somebody needs it told (`settled`); one batch at a time, so that the master
+sees the changes in the order they were made. The log belongs to one session: with the session, all
+that is not told is lost. What the master refuses is reported to whoever syncs next (`check`).
+
+Owned by `Delegations`. `log` may be called from any thread; all else in trio's.
+"""
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Final
+
+import trio
+from msgspec.structs import replace as changed
+
+from dfs.client.barrier import Barrier
+from dfs.client.master_link import MasterLink
+from dfs.client.retry import OnUnavailable, Patience
+from dfs.client.session import Session
+from dfs.core.errors import DfsError, from_wire
+from dfs.core.ids import InodeId
+from dfs.wire import messages as m
+
+FLUSH_S: Final = 0.25
+"""How long a change is kept back."""
+BATCH_MAX: Final = 1024
+"""Changes in one request. The master serves nobody else while it works on one."""
+LOG_MAX: Final = 8192
+"""With so many that are not told, new changes wait."""
+_LATE_MAX: Final = 1000
+_NO_LIMIT: Final = OnUnavailable.parse("wait")
+
+log = logging.getLogger(__name__)
+
+
+class Change:
+    """One operation that has been made."""
+
+    __slots__ = ("cred", "inos", "op", "sent")
+
+    def __init__(self, op: m.AnyOp, cred: m.Cred, inos: tuple[InodeId, ...]) -> None:
+        self.op = op
+        self.cred = cred
+        self.inos = inos
+        """What it is about: its file and directories."""
+        self.sent = False
+
+
+class WriteBehind:
+    """See the module."""
+
+    def __init__(
+        self,
+        link: MasterLink,
+        session: Session,
+        barrier: Barrier,
+        on_refused: Callable[[m.AnyOp], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`on_refused`: the master has refused a change. `on_lost`: the session is over."""
+        self._link = link
+        self._session = session
+        self._barrier = barrier
+        self._on_refused = on_refused
+        self._on_lost = on_lost
+        self.lock = threading.Lock()
+        """Of the log, and of what `Delegations` believes."""
+        self._log: deque[Change] = deque()
+        self._logged = 0
+        self._told = 0
+        self._about: dict[InodeId, int] = {}
+        """How far the log has to be told before the master knows all about an inode."""
+        self._creates: dict[InodeId, Change] = {}
+        """Files whose making has not been sent."""
+        self._kick = trio.Event()
+        self._progress = trio.Event()
+        self._late: OrderedDict[InodeId, DfsError] = OrderedDict()
+        """Inodes about which something was lost, and nobody has been told."""
+        self.session_id = 0
+        """Whose changes these are."""
+        self.before_sending: Callable[[], None] = _nothing
+        """Called before anything is sent: a last chance to change what is logged."""
+
+    # ---------------------------------------------------------------- logging (any thread)
+
+    @property
+    def full(self) -> bool:
+        """So much waits that no more should be taken."""
+        return self._logged - self._told >= LOG_MAX
+
+    def log(self, op: m.AnyOp, cred: m.Cred, *inos: InodeId) -> None:
+        """A change has been made that is about `inos`. Hold the lock."""
+        change = Change(op, cred, inos)
+        self._log.append(change)
+        self._logged += 1
+        for ino in inos:
+            self._about[ino] = self._logged
+        if type(op) is m.Create:
+            self._creates[op.ino] = change
+
+    def release(self, ino: InodeId, cred: m.Cred) -> bool:
+        """The file is open no more. False: tell the master yourself. Hold the lock."""
+        if ino not in self._about:
+            return False
+        create = self._creates.pop(ino, None)
+        if create is not None:
+            # Made and closed again: nobody needs to know that it was open.
+            assert isinstance(create.op, m.Create)
+            create.op = changed(create.op, open=False)
+        else:
+            self.log(m.Release(ino), cred, ino)
+        return True
+
+    def waits(self, ino: InodeId) -> bool:
+        """Whether the master does not know all about the inode."""
+        return ino in self._about
+
+    # ---------------------------------------------------------------- telling
+
+    @property
+    def idle(self) -> bool:
+        return self._logged == self._told
+
+    def hurry(self) -> None:
+        """Send what is logged now."""
+        self._kick.set()
+
+    async def settled(self, inos: Iterable[InodeId]) -> None:
+        """Return when the master knows all about these. Raises UnavailableError after a while."""
+        upto = max((self._about.get(ino, 0) for ino in inos), default=0)
+        if upto > self._told:
+            await self._wait(upto)
+
+    async def all_settled(self) -> None:
+        """Return when all is told that was logged before this call."""
+        if self._logged > self._told:
+            await self._wait(self._logged)
+
+    async def _wait(self, upto: int) -> None:
+        patience = self._link.patience()
+        self.hurry()
+        while self._told < upto:
+            with trio.move_on_after(max(0.0, patience.deadline - trio.current_time())) as scope:
+                await self._progress.wait()
+            if scope.cancelled_caught and self._told < upto:
+                # For its errno and words: the very thing that holds us up.
+                await self._link.call(m.GetInode(1), m.InodeReply)
+                raise DfsError("the master has not yet taken changes that were made before")
+
+    def check(self, ino: InodeId) -> None:
+        """Raises, once, what became of changes about the inode that were answered before."""
+        error = self._late.pop(ino, None)
+        if error is not None:
+            raise from_wire(error.to_wire())
+
+    def check_any(self) -> None:
+        """As `check`, for anything at all."""
+        if self._late:
+            _, error = self._late.popitem()
+            self._late.clear()
+            raise from_wire(error.to_wire())
+
+    async def run(self) -> None:
+        """Send what is logged, for ever."""
+        while True:
+            with trio.move_on_after(FLUSH_S if self.session_id else float("inf")):
+                await self._kick.wait()
+            self._kick = trio.Event()
+            self.before_sending()
+            while self._log:
+                await self._send()
+
+    def start(self, session: int) -> None:
+        """Changes are those of this session from now on; they are sent from time to time."""
+        self.session_id = session
+        self._kick.set()
+
+    def _take(self) -> list[Change]:
+        with self.lock:
+            first = self._log[0]
+            batch = []
+            for change in islice(self._log, BATCH_MAX):
+                if change.cred != first.cred:
+                    break
+                batch.append(change)
+            for change in batch:
+                self._log.popleft()
+                if type(change.op) is m.Create:
+                    self._creates.pop(change.op.ino, None)
+        return batch
+
+    async def _send(self) -> None:
+        batch, session_id = self._take(), self.session_id
+        cred, ops = batch[0].cred, tuple(change.op for change in batch)
+
+        def make(session: int, sequence: int) -> m.Message:
+            return m.Apply(session, sequence, cred, ops)
+
+        try:
+            applied, _ = await self._session.change(
+                make, m.Applied, redo=False, patience=Patience(_NO_LIMIT, self._link.rng)
+            )
+        except DfsError as error:
+            # The session is over, or the master does not take any of it.
+            for change in batch:
+                self._lose(change, error)
+            if self.session_id == session_id:
+                self.abandon(error)
+        else:
+            self._barrier.note(applied.position)
+            for change, result in zip(batch, applied.results, strict=True):
+                if result.error is not None:
+                    self._lose(change, from_wire(result.error))
+        finally:
+            self._tell(len(batch))
+
+    def _tell(self, count: int) -> None:
+        with self.lock:
+            self._told += count
+            told = self._told
+            if told == self._logged:
+                self._about.clear()
+            elif len(self._about) > 2 * LOG_MAX:
+                self._about = {ino: at for ino, at in self._about.items() if at > told}
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def abandon(self, error: DfsError) -> None:
+        """Nothing of what is logged will be told."""
+        with self.lock:
+            lost, self._log = self._log, deque()
+            self._creates.clear()
+        self.session_id = 0
+        for change in lost:
+            self._lose(change, error)
+        self._tell(len(lost))
+        self._on_lost()
+        # For those who want to change what is logged to be asked once more.
+        self.hurry()
+
+    def _lose(self, change: Change, error: DfsError) -> None:
+        if isinstance(change.op, m.Undelegate | m.Release):
+            return
+        log.warning("%s was answered and is lost: %s", _shown(change.op), error)
+        for ino in change.inos:
+            self._late[ino] = error
+            self._late.move_to_end(ino)
+        while len(self._late) > _LATE_MAX:
+            self._late.popitem(last=False)
+        self._on_refused(change.op)
+
+
+def _nothing() -> None:
+    """Nobody wants to be called."""
+
+
+def _shown(op: m.AnyOp) -> str:
+    names = [repr(part)[1:] for part in (getattr(op, "name", b""), getattr(op, "new_name", b""))]
+    said = " to ".join(name for name in names if name != "''")
+    parent = getattr(op, "parent", 0)
+    return f"{type(op).__name__.lower()} of {said} in directory {parent}"
