@@ -148,8 +148,15 @@ class FragmentFile:
 
     def status(self) -> FragmentStatus:
         index = self.index
+        header = self.header
         return FragmentStatus(
-            self.header.index, len(index), index.length, self.stored_bytes, self.sealed
+            header.index,
+            len(index),
+            index.length,
+            self.stored_bytes,
+            self.sealed,
+            header.k,
+            header.m,
         )
 
     @property

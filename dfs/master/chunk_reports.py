@@ -26,10 +26,13 @@ from dfs.core.errors import ProtocolError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master.commands import FragmentMark
 from dfs.master.keyspace import (
+    EXTENT_BY_CHUNK,
     Reader,
     fragment_by_disk_key,
     fragment_by_disk_place,
     get_chunk,
+    scan_prefix,
+    u64,
 )
 from dfs.wire.messages import HeldFragment
 
@@ -146,6 +149,19 @@ def plan(
         if fragment is not None and fragment.state is FragmentState.GOOD:
             marks.append(FragmentMark(number, disk, FragmentState.LOST))
     return Plan(tuple(drop), tuple(marks), tuple(unsealed), upto)
+
+
+def needed(reader: Reader, chunks: Iterable[ChunkId]) -> set[ChunkId]:
+    """Those that extents refer to although there is no such chunk: its record is lost.
+
+    What the disks hold of them is the only way to have it back (`dfs admin fsck --repair`).
+    """
+    return {
+        chunk
+        for chunk in chunks
+        if next(scan_prefix(reader, EXTENT_BY_CHUNK + u64(chunk)), None) is not None
+        and ((record := get_chunk(reader, chunk)) is None or record.state is ChunkState.DOOMED)
+    }
 
 
 def _fragment_on(chunk: Chunk, disk: DiskId) -> Fragment | None:

@@ -229,6 +229,15 @@ class ServerService:
                 changed,
                 len(drop),
             )
+        if needed := chunk_reports.needed(self._reader, drop):
+            log.error(
+                "disk %d holds fragments of %d chunks that files need and whose records are lost, "
+                "such as chunk %d: run dfs admin fsck --repair",
+                disk,
+                len(needed),
+                min(needed),
+            )
+            drop = [chunk for chunk in drop if chunk not in needed]
         useless = self._holding.let_go(request, drop)
         if useless:
             # What makes these fragments useless must not be undone by a power cut.

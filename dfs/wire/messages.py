@@ -1149,6 +1149,9 @@ class FragmentStatus(Message, frozen=True):
     stored: int
     """Bytes of the file on disk."""
     sealed: bool
+    k: int = 0
+    """Of its chunk, as its file says; 0 from an older server."""
+    m: int = 0
 
 
 class FragmentSource(msgspec.Struct, array_like=True, frozen=True):

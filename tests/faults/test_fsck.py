@@ -13,7 +13,7 @@ from dfs.core.inode import Extent
 from dfs.master import keyspace as keys
 from dfs.master.store import RocksStore
 from tests import damage, oracle
-from tests.cluster import Cluster
+from tests.cluster import Cluster, wait_until
 
 Rows = dict[bytes, bytes | None]
 
@@ -128,6 +128,25 @@ def test_what_cannot_be_mended_is_left_and_it_is_said_what_to_do(cluster: Cluste
     assert "what to do: restore" in cluster.dfs("admin", "fsck", check=False).stdout
     cluster.dfs("rm", "/gone")
     assert cluster.json("admin", "fsck")["sound"]
+
+
+def test_a_lost_record_of_a_chunk_is_made_anew_of_its_fragments(cluster: Cluster) -> None:
+    """Not even a disk that reports meanwhile deletes them, as it does those of unknown chunks."""
+    cluster.allow_logs("whose records are lost, such as chunk")
+    cluster.dfs("upload", "-", "/needed", stdin=b"n" * 300_000)
+    chunk = cluster.json("locate", "/needed")["files"][0]["chunks"][0]["chunk"]
+    edit(cluster, lambda _: {keys.chunk_key(chunk): None})
+    assert cluster.dfs("cat", "/needed", check=False).returncode == 1
+    found = cluster.dfs("admin", "fsck", check=False)
+    assert found.returncode == 1
+    assert f"chunk {chunk}, which files need, has lost its record; 3 of" in found.stdout
+    repaired = cluster.json("admin", "fsck", "--repair")
+    assert repaired["sound"], repaired
+    assert cluster.dfs("cat", "/needed").stdout == "n" * 300_000
+    wait_until(
+        lambda: cluster.json("locate", "/needed")["files"][0]["chunks"][0]["state"] == "sealed",
+        what="the chunk sealed again",
+    )
 
 
 def test_fragments_that_are_missing_cut_or_anothers_are_found_and_noted(

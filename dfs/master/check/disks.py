@@ -5,27 +5,41 @@ a repair is wanted: then what is missing is noted as lost, so that it is made an
 old as the moment a disk was read: whatever speaks against a fragment is asked for once more.
 """
 
+from collections import Counter
+from contextlib import suppress
 from typing import Final
 
+import msgspec
 import trio
 
 from dfs.core.chunk import ChunkState, DiskState, Fragment, FragmentState
-from dfs.core.errors import DfsError
+from dfs.core.errors import DfsError, FragmentError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master import chunk_reports
 from dfs.master.backup import hold
+from dfs.master.check.fixes import RebuildChunk
 from dfs.master.check.log import CheckLog
+from dfs.master.check.problem import Problem
 from dfs.master.chunk_reports import END, Stretch
 from dfs.master.commands import FragmentMark, MarkFragments
 from dfs.master.jobs.context import JobContext
-from dfs.master.keyspace import EXTENT_BY_CHUNK, get_chunk, get_counters, scan_prefix, u64
+from dfs.master.keyspace import (
+    EXTENT_BY_CHUNK,
+    fragment_by_disk_key,
+    get_chunk,
+    get_counters,
+    scan_prefix,
+    u64,
+)
 from dfs.master.liveness import SERVES
 from dfs.wire.messages import (
     DiskInfo,
     FragmentsReply,
+    FragmentStatus,
     ListFragments,
     Outcome,
     ServerInfo,
+    StatFragment,
 )
 
 DISKS_AT_ONCE: Final = 4
@@ -33,22 +47,53 @@ STRETCH_FRAGMENTS: Final = 200
 """Fragments compared in one go: a millisecond or two."""
 STRETCH_ROWS: Final = 400
 PAGE: Final = 2000
+STAT_TIMEOUT_S: Final = 20.0
 LIST_TIMEOUT_S: Final = 120.0
 """For a page: each fragment of it may cost a seek."""
 EXTRA_ASKED: Final = 100
 """Fragments of no chunk, on one disk, that are asked for once more, at most."""
 
 
-async def check_disks(context: JobContext, log: CheckLog, *, repair: bool) -> None:
-    """Compare all disks that can be reached, a few at a time."""
+async def check_disks(context: JobContext, log: CheckLog, *, repair: bool) -> list[Problem]:
+    """Compare all disks that can be reached, a few at a time.
+
+    Returns what is wrong with the metadata, as only the disks can tell: records that are lost.
+    """
+    lost: dict[ChunkId, list[_Held]] = {}
     servers = context.liveness.server_infos()
     disks = [(server, disk) for server in servers for disk in server.disks]
     log.begin("checking disks", sum(disk.fragments for _, disk in disks))
     limit = trio.CapacityLimiter(DISKS_AT_ONCE)
     async with trio.open_nursery() as nursery:
         for server, disk in disks:
-            check = _DiskCheck(context, log, server, disk, repair)
+            check = _DiskCheck(context, log, server, disk, repair, lost)
             nursery.start_soon(check.run, limit)
+    return [_rebuilt(context, number, held) for number, held in sorted(lost.items())]
+
+
+class _Held(msgspec.Struct, frozen=True):
+    """A fragment of a chunk whose record is lost."""
+
+    index: int
+    disk: DiskId
+    k: int
+    m: int
+
+
+def _rebuilt(context: JobContext, number: ChunkId, held: list[_Held]) -> Problem:
+    """What can be made of fragments that agree with each other; one of each index."""
+    (k, spare), _ = Counter((each.k, each.m) for each in held).most_common(1)[0]
+    chosen: dict[int, DiskId] = {}
+    for each in held:
+        listed = context.reader.get(fragment_by_disk_key(each.disk, number)) is not None
+        if (each.k, each.m) == (k, spare) and (listed or each.index not in chosen):
+            chosen[each.index] = each.disk
+    return Problem(
+        f"chunk {number}, which files need, has lost its record; "
+        f"{len(chosen)} of its fragments are on disks",
+        RebuildChunk(number, k, spare, tuple(sorted(chosen.items()))) if k else None,
+        "restore the metadata from a backup",
+    )
 
 
 class _DiskCheck:
@@ -59,8 +104,10 @@ class _DiskCheck:
         server: ServerInfo,
         disk: DiskInfo,
         repair: bool,
+        lost: dict[ChunkId, list[_Held]],
     ) -> None:
         self._context = context
+        self._lost = lost
         self._log = log
         self._address = server.address
         self._disk: DiskId = disk.disk
@@ -177,12 +224,15 @@ class _DiskCheck:
             if next(scan_prefix(reader, EXTENT_BY_CHUNK + u64(number)), None) is None:
                 extra += 1
                 continue
-            self._log.add(
-                f"{self._name} holds a fragment of chunk {number}, which files need and whose "
-                "record is lost",
-                Outcome.LEFT if self._repair else Outcome.FOUND,
-                "restore the metadata from a backup",
-            )
+            with suppress(FragmentError):
+                status = await self._context.pool.call(
+                    self._address,
+                    StatFragment(self._disk, number),
+                    FragmentStatus,
+                    timeout_s=STAT_TIMEOUT_S,
+                )
+                held = _Held(status.index, self._disk, status.k, status.m)
+                self._lost.setdefault(number, []).append(held)
         # A restored master keeps all, and says so itself.
         if extra and not hold.is_held(reader):
             self._log.note(

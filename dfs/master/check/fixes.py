@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 
 import msgspec
 
-from dfs.core.ids import ChunkId, InodeId, SessionId
+from dfs.core.ids import ChunkId, DiskId, InodeId, SessionId
 
 
 class Fix(msgspec.Struct, array_like=True, frozen=True, tag_field="fix"):
@@ -74,6 +74,20 @@ class DropRow(Fix, frozen=True, tag=7):
     """Drop an index row that mirrors nothing."""
 
     key: bytes
+
+
+class RebuildChunk(Fix, frozen=True, tag=8):
+    """Make the lost record of a chunk that extents refer to, of what disks hold of it.
+
+    As a chunk without a session: the master asks each disk how far its fragment goes, and seals
+    it.
+    """
+
+    chunk: ChunkId
+    k: int
+    m: int
+    fragments: tuple[tuple[int, DiskId], ...]
+    """(index, disk)."""
 
 
 # ------------------------------------------------------------------ stage 2: the tree
@@ -174,6 +188,7 @@ AnyFix: TypeAlias = (
     | IndexChunk
     | IndexRecord
     | DropRow
+    | RebuildChunk
     | RecreateInode
     | DropEntry
     | SetParent

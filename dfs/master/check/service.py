@@ -52,6 +52,13 @@ class _Check:
         self.scope.deadline = trio.current_time() + m.CHECK_IDLE_S
 
 
+class _Found(msgspec.Struct):
+    """What one look at a snapshot brought."""
+
+    problems: list[Problem]
+    counted: Finished
+
+
 class CheckService:
     """Handlers for checks, and `run`, which does them."""
 
@@ -114,8 +121,13 @@ class CheckService:
     async def _do(self, check: _Check) -> None:
         error = ""
         try:
-            await self._check_metadata(check)
-            await check_disks(self._context, check.log, repair=check.repair)
+            found = await self._check_metadata(check)
+            lost = await check_disks(self._context, check.log, repair=check.repair)
+            if check.repair and lost and await self._mend(check.log, lost):
+                found = await self._check_metadata(check)
+            else:
+                found.problems += lost
+            self._tell(check, found)
             await self._context.journal.sync()
             for notice in self._notices():
                 check.log.note(notice)
@@ -126,14 +138,18 @@ class CheckService:
             error = "the check failed; the master's log has the reason"
         check.log.finish(error)
 
-    async def _check_metadata(self, check: _Check) -> None:
-        left = m.Outcome.LEFT if check.repair else m.Outcome.FOUND
+    async def _check_metadata(self, check: _Check) -> _Found:
+        """Check, and with `repair` mend and check again; what is left."""
         for _ in range(ROUNDS_MAX):
-            problems, counted = await self._look(check.log)
-            if check.repair and await self._mend(check.log, problems):
-                continue
-            break
-        for problem in problems:
+            found = await self._look(check.log)
+            if not (check.repair and await self._mend(check.log, found.problems)):
+                break
+        return found
+
+    def _tell(self, check: _Check, found: _Found) -> None:
+        left = m.Outcome.LEFT if check.repair else m.Outcome.FOUND
+        counted = found.counted
+        for problem in found.problems:
             check.log.add(problem.text, left, problem.todo)
         if counted.untold:
             more = f"and {counted.untold} more; they are told once the others are mended"
@@ -145,7 +161,7 @@ class CheckService:
                 "dfs admin status says what that endangers"
             )
 
-    async def _look(self, told: CheckLog) -> tuple[list[Problem], Finished]:
+    async def _look(self, told: CheckLog) -> _Found:
         """Check a fresh snapshot."""
         told.begin("checking metadata")
         problems: list[Problem] = []
@@ -162,7 +178,7 @@ class CheckService:
                     case Broke(reason):
                         raise DfsError(reason)
                     case Finished():
-                        return problems, said
+                        return _Found(problems, said)
         raise DfsError("the process that checks the metadata died", hint="see the master's log")
 
     async def _mend(self, told: CheckLog, problems: list[Problem]) -> bool:

@@ -4,9 +4,10 @@ from random import Random
 
 import pytest
 
+from dfs.core.chunk import ChunkState
 from dfs.master import commands, invariants
 from dfs.master import keyspace as keys
-from dfs.master.check.fixes import AnyFix
+from dfs.master.check.fixes import AnyFix, RebuildChunk
 from dfs.master.check.repair import by_stage
 from dfs.wire.messages import Unlink
 from tests.unit.master.rig import Rig
@@ -217,6 +218,22 @@ def test_a_chunk_that_nothing_refers_to_is_freed(rig: Rig) -> None:
     )
     assert repair(rig) == []
     assert rig.live(number) == 0
+
+
+def test_a_lost_record_of_a_chunk_is_made_anew_of_what_disks_hold(rig: Rig) -> None:
+    rig.store.write({keys.chunk_key(2): None})
+    fix = RebuildChunk(2, 1, 2, ((0, 1), (1, 2)))
+    assert mend(rig, fix) == (True,)
+    assert repair(rig) == []
+    chunk = keys.get_chunk(rig.store, 2)
+    assert chunk is not None
+    assert (chunk.state, chunk.owner, chunk.length) == (ChunkState.OPEN, 0, 10)
+    assert mend(rig, fix) == (False,)
+    rig.store.write({keys.chunk_key(1): None})
+    assert mend(rig, RebuildChunk(1, 1, 2, ((3, 1),)), RebuildChunk(77, 1, 2, ((0, 1),))) == (
+        False,
+        False,
+    )
 
 
 def test_damage_upon_damage_comes_to_an_end(rig: Rig) -> None:
