@@ -129,6 +129,10 @@ class Meta:
         if not delegations.active:
             waiting = self._ask(ops, cred, sync=sync)
             return await waiting.wait(), waiting.synced
+        op = ops[0]
+        if type(op) is m.Commit and len(ops) == 1 and not sync and delegations.log.waits(op.ino):
+            # A file that was just made: its bytes are published along with it.
+            return [await delegations.log.ask(op, cred or self.cred, op.ino)], False
         within = await delegations.enter(ops)
         try:
             waiting = self._ask(ops, cred, sync=sync)

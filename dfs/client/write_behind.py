@@ -39,16 +39,32 @@ log = logging.getLogger(__name__)
 
 
 class Change:
-    """One operation that has been made."""
+    """One operation that has been made, or that somebody waits for."""
 
-    __slots__ = ("cred", "inos", "op", "sent")
+    __slots__ = ("answer", "cred", "inos", "op")
 
-    def __init__(self, op: m.AnyOp, cred: m.Cred, inos: tuple[InodeId, ...]) -> None:
+    def __init__(
+        self,
+        op: m.AnyOp,
+        cred: m.Cred,
+        inos: tuple[InodeId, ...],
+        answer: "_Answer | None" = None,
+    ) -> None:
         self.op = op
         self.cred = cred
         self.inos = inos
         """What it is about: its file and directories."""
-        self.sent = False
+        self.answer = answer
+
+
+class _Answer:
+    """For who waits: what the master said, or why it did not."""
+
+    __slots__ = ("error", "result")
+
+    def __init__(self) -> None:
+        self.result: m.OpResult | None = None
+        self.error: DfsError | None = None
 
 
 class WriteBehind:
@@ -95,7 +111,10 @@ class WriteBehind:
 
     def log(self, op: m.AnyOp, cred: m.Cred, *inos: InodeId) -> None:
         """A change has been made that is about `inos`. Hold the lock."""
-        change = Change(op, cred, inos)
+        self._append(Change(op, cred, inos))
+
+    def _append(self, change: Change) -> None:
+        op, inos = change.op, change.inos
         self._log.append(change)
         self._logged += 1
         for ino in inos:
@@ -151,6 +170,22 @@ class WriteBehind:
                 # For its errno and words: the very thing that holds us up.
                 await self._link.call(m.GetInode(1), m.InodeReply)
                 raise DfsError("the master has not yet taken changes that were made before")
+
+    async def ask(self, op: m.AnyOp, cred: m.Cred, ino: InodeId) -> m.OpResult:
+        """What the master says to an operation about an inode, after what was done to it before.
+
+        It goes along with that, and has to be one that waits for nobody. Raises DfsError where
+        nothing is known about its outcome.
+        """
+        answer = _Answer()
+        with self.lock:
+            self._append(Change(op, cred, (ino,), answer))
+            upto = self._logged
+        await self._wait(upto)
+        if answer.error is not None:
+            raise from_wire(answer.error.to_wire())
+        assert answer.result is not None
+        return answer.result
 
     def check(self, ino: InodeId) -> None:
         """Raises, once, what became of changes about the inode that were answered before."""
@@ -214,7 +249,9 @@ class WriteBehind:
         else:
             self._barrier.note(applied.position)
             for change, result in zip(batch, applied.results, strict=True):
-                if result.error is not None:
+                if change.answer is not None:
+                    change.answer.result = result
+                elif result.error is not None:
                     self._lose(change, from_wire(result.error))
         finally:
             self._tell(len(batch))
@@ -244,6 +281,9 @@ class WriteBehind:
         self.hurry()
 
     def _lose(self, change: Change, error: DfsError) -> None:
+        if change.answer is not None:
+            change.answer.error = error
+            return
         if isinstance(change.op, m.Undelegate | m.Release):
             return
         log.warning("%s was answered and is lost: %s", _shown(change.op), error)

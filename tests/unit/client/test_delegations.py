@@ -8,6 +8,7 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from dfs.client import Client
 from dfs.core.errors import DfsError, FileSystemError, SessionError
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
-from dfs.wire.messages import AwaitRecalls, CloseSession, Cred, Empty, Recalls, SetAttr
+from dfs.wire.messages import Apply, AwaitRecalls, CloseSession, Cred, Empty, Recalls, SetAttr
 from tests.simulation.world import World
 from tests.unit.client.rig import hold, running
 
@@ -138,6 +139,34 @@ async def test_what_goes_to_the_master_comes_after_what_was_done(
         assert [delegations.child(ino, name) for name in (b"one", b"link")] == [0, 0]
         assert delegations.directory(ino) == await meta.get_inode(ino)
         assert await other.read_file("/d/sub/moved") == b"bytes"
+        world.check_metadata()
+
+
+async def test_bytes_are_published_along_with_the_file(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with held(tmp_path) as (world, own, other, ino):
+        # With a chunk to append to, and connections, it takes no time.
+        await own.write_file("/d/before", b"bytes")
+        inode = own.meta.delegations.create(ino, b"a", 0o644, ROOT)
+        assert inode is not None
+        asked: list[list[str]] = []
+        change = own.meta.session.change
+
+        async def watched(make: Any, *args: Any, **settings: Any) -> Any:
+            request = make(0, 0)
+            if isinstance(request, Apply):
+                asked.append([type(op).__name__ for op in request.ops])
+            return await change(make, *args, **settings)
+
+        monkeypatch.setattr(own.meta.session, "change", watched)
+        file = own.files.adopt(inode, 6)
+        await file.write(0, b"bytes")
+        await file.flush()
+        assert ["Create", "Commit"] in asked
+        assert (await own.meta.get_inode(inode.ino)).size == 5
+        assert await other.read_file("/d/a") == b"bytes"
+        await own.files.close(file)
         world.check_metadata()
 
 
