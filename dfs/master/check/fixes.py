@@ -90,6 +90,12 @@ class RebuildChunk(Fix, frozen=True, tag=8):
     """(index, disk)."""
 
 
+class TidyDelegation(Fix, frozen=True, tag=9):
+    """Make the two tables of delegated directories agree about one, or take it back."""
+
+    ino: InodeId
+
+
 # ------------------------------------------------------------------ stage 2: the tree
 
 
@@ -189,6 +195,7 @@ AnyFix: TypeAlias = (
     | IndexRecord
     | DropRow
     | RebuildChunk
+    | TidyDelegation
     | RecreateInode
     | DropEntry
     | SetParent

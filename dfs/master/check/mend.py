@@ -26,6 +26,7 @@ from dfs.master.check.mend_rows import (
     index_record,
     rebuild_chunk,
     settle_extent,
+    tidy_delegation,
     tidy_inode,
     tidy_open,
 )
@@ -122,6 +123,7 @@ _FIXES: Final[dict[type[fixes.Fix], Callable[[Context, Any], bool]]] = {
     fixes.IndexRecord: index_record,
     fixes.DropRow: drop_row,
     fixes.RebuildChunk: rebuild_chunk,
+    fixes.TidyDelegation: tidy_delegation,
     fixes.RecreateInode: recreate_inode,
     fixes.DropEntry: drop_entry,
     fixes.SetParent: set_parent,

@@ -14,9 +14,11 @@ from dfs.master import keyspace as keys
 from dfs.master.check import fixes
 from dfs.master.check.indexes import INDEXES
 from dfs.master.check.lookups import has_rows, is_known, sound_chunk, sound_inode
+from dfs.master.check.walk import decoded
 from dfs.master.context import Context
 from dfs.master.keyspace import (
     Reader,
+    from_u64,
     get_counters,
     get_policy,
     get_session,
@@ -224,6 +226,21 @@ def rebuild_chunk(ctx: Context, fix: fixes.RebuildChunk) -> bool:
     return True
 
 
+def tidy_delegation(ctx: Context, fix: fixes.TidyDelegation) -> bool:
+    txn, ino = ctx.txn, fix.ino
+    raw = txn.get(keys.delegation_key(ino))
+    if raw is None:
+        return False
+    session, inode = from_u64(raw), sound_inode(txn, ino)
+    mirror = keys.delegation_by_session_key(session, ino)
+    if inode is None or not inode.is_dir or not inode.nlink or get_session(txn, session) is None:
+        txn.delete(keys.delegation_key(ino))
+        txn.delete(mirror)
+    else:
+        txn.put(mirror, b"")
+    return True
+
+
 def index_record(ctx: Context, fix: fixes.IndexRecord) -> bool:
     record = ctx.txn.get(fix.key)
     if record is None or fix.key[:1] not in INDEXES:
@@ -269,10 +286,26 @@ def _leads_astray(reader: Reader, key: bytes, raw: bytes) -> bool:
     return record is None or INDEXES[table].enter(record)[0] != key
 
 
+def _not_delegated(reader: Reader, key: bytes, _: bytes) -> bool:
+    return reader.get(keys.delegation_key(second_id(key))) != u64(key_id(key))
+
+
+def _not_reserved(reader: Reader, key: bytes, raw: bytes) -> bool:
+    """Numbers that nobody is given any more are no loss."""
+    kept = decoded(keys.decode_ranges, raw)
+    return (
+        get_session(reader, key_id(key)) is None
+        or kept is None
+        or not all(first < end for first, end in kept.ranges)
+    )
+
+
 _USELESS: Final[dict[bytes, Callable[[Reader, bytes, bytes], bool]]] = {
     keys.FRAGMENT_BY_DISK: _no_fragment,
     keys.DOOMED: _not_doomed,
     keys.CHUNK_BY_SESSION: _not_owned,
+    keys.DELEGATION_BY_SESSION: _not_delegated,
+    keys.RESERVED: _not_reserved,
     keys.LEFTOVERS: lambda reader, key, _: get_session(reader, key_id(key)) is not None,
     keys.REPLY: lambda reader, key, _: not is_known(reader, key_id(key)),
     **{index.table: _leads_astray for index in INDEXES.values()},

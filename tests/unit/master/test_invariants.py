@@ -57,6 +57,10 @@ def counters(rig: Rig, **changes: object) -> dict[bytes, bytes | None]:
     return {keys.META_COUNTERS: keys.encode(replace(keys.get_counters(rig.store), **changes))}
 
 
+def reserved(session: int, *ranges: tuple[int, int]) -> dict[bytes, bytes | None]:
+    return {keys.reserved_key(session): keys.encode(keys.InodeRanges(ranges))}
+
+
 Damage = Callable[[Rig], dict[bytes, bytes | None]]
 
 DAMAGES: list[tuple[str, Damage]] = [
@@ -133,6 +137,31 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("for session 1 by mistake", lambda rig: {keys.chunk_by_session_key(1, 2): b""}),
     ("not so on disk 1", lambda rig: {keys.doomed_key(1, 3): None}),
     ("doomed on disk 1 by mistake", lambda rig: {keys.doomed_key(1, 1): b""}),
+    (
+        "is delegated and no directory",
+        lambda rig: {
+            keys.delegation_key(FILE): keys.u64(rig.session),
+            keys.delegation_by_session_key(rig.session, FILE): b"",
+        },
+    ),
+    (
+        "to session 99, which is unknown",
+        lambda rig: {
+            keys.delegation_key(DIRECTORY): keys.u64(99),
+            keys.delegation_by_session_key(99, DIRECTORY): b"",
+        },
+    ),
+    (
+        "which does not have it",
+        lambda rig: {keys.delegation_key(DIRECTORY): keys.u64(rig.session)},
+    ),
+    (
+        "which is not delegated to it",
+        lambda rig: {keys.delegation_by_session_key(rig.session, DIRECTORY): b""},
+    ),
+    ("kept for session 99", lambda rig: reserved(99, (2, 3))),
+    ("kept for session 1", lambda rig: reserved(rig.session, (3, 3))),
+    ("would be given next", lambda rig: reserved(rig.session, (3, 1 << 40))),
     ("policies and their names", lambda rig: {keys.policy_by_name_key("x"): keys.u64(1)}),
     ("servers and their", lambda rig: {keys.server_by_uuid_key("x"): keys.u64(1)}),
     ("disks and their", lambda rig: {keys.disk_by_uuid_key("x"): keys.u64(1)}),

@@ -51,6 +51,16 @@ def test_keys_have_their_bytes(key: bytes, golden: str) -> None:
     assert key.hex() == golden
 
 
+def test_no_two_tables_share_a_prefix() -> None:
+    tables = {
+        name: value
+        for name, value in vars(keys).items()
+        if name.isupper() and isinstance(value, bytes) and len(value) == 1
+    }
+    assert len(set(tables.values())) == len(tables), tables
+    assert keys.META_SCHEMA[:1] not in tables.values()
+
+
 def test_values_of_schema_version_1_are_read() -> None:
     assert keys.SCHEMA_VERSION == 1
     inode = "dc001002cd81a401cd03e8320506070801090a0000c40000"
