@@ -855,7 +855,7 @@ class StartCheck(Message, frozen=True):
 
     The check ends when nobody asks for it by ReadCheck for `CHECK_IDLE_S`.
 
-    A retry with the same nonce is the same check. Raises BusyError while another one runs.
+    A retry with the same nonce is the same check. Raises BusyError while somebody watches another.
     """
 
     nonce: int

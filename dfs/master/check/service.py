@@ -28,6 +28,8 @@ from dfs.master.snapshots import Snapshots
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer
 
+WATCHED_S: Final = 3.0
+"""A check that nobody has asked about for so long may be given up for a new one."""
 ROUNDS_MAX: Final = 50
 """Checks of one repair; each but the last has mended something."""
 FIXES_AT_ONCE: Final = 50
@@ -49,7 +51,12 @@ class _Check:
 
     def keep(self) -> None:
         """Somebody watches it."""
-        self.scope.deadline = trio.current_time() + m.CHECK_IDLE_S
+        self._asked_at = trio.current_time()
+        self.scope.deadline = self._asked_at + m.CHECK_IDLE_S
+
+    @property
+    def is_watched(self) -> bool:
+        return trio.current_time() - self._asked_at < WATCHED_S
 
 
 class _Found(msgspec.Struct):
@@ -81,12 +88,9 @@ class CheckService:
         if check is not None and check.nonce == request.nonce:
             return m.CheckStarted(check.number)
         if check is not None and not check.log.finished:
-            raise BusyError(
-                "a check is under way already",
-                hint="wait until it has ended; it is given up when nobody watches it for "
-                f"{m.CHECK_IDLE_S:.0f} s",
-                retry=False,
-            )
+            if check.is_watched:
+                raise BusyError("a check is under way already", hint="wait until it has ended")
+            check.scope.cancel()
         self._begun += 1
         self._check = _Check(self._begun, request.nonce, request.repair)
         self._wanted.set()
