@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from random import Random
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 import pytest
 import trio
@@ -13,12 +13,10 @@ from dfs.core.errors import BusyError, FileSystemError
 from dfs.master.check.service import WATCHED_S, CheckService
 from dfs.master.jobs.context import JobContext
 from dfs.master.journal import LocalJournal
-from dfs.master.liveness import Liveness, Timing
 from dfs.master.snapshots import Snapshots
 from dfs.wire import messages as m
 from dfs.wire.handlers import Peer
 from dfs.wire.hello import Hello
-from dfs.wire.pool import Pool
 from tests.unit.master.rig import Rig
 
 T = TypeVar("T")
@@ -50,9 +48,9 @@ class Checks:
 async def checks(work: Path) -> AsyncIterator[Checks]:
     rig = Rig()
     workers = StuckWorkers()
-    pool = Pool(hello=Hello("master"), random=Random(1))
-    liveness = Liveness(Timing(), trio.current_time)
-    context = JobContext(LocalJournal(rig.state, workers), rig.store, liveness, pool, rig.tick)
+    journal = LocalJournal(rig.state, workers)
+    # All that a check needs before there is a snapshot.
+    context = cast("JobContext", SimpleNamespace(journal=journal, reader=rig.store))
     service = CheckService(context, Snapshots(work / "snapshots", rig.store, workers), list)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.run)
