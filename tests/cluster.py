@@ -147,7 +147,13 @@ class Cluster:
     """See the module. A server has `disks` directories; dfs fills `capacity` of each at most."""
 
     def __init__(
-        self, root: Path, *, servers: int = 4, disks: int = 1, capacity: str | None = None
+        self,
+        root: Path,
+        *,
+        servers: int = 4,
+        disks: int = 1,
+        capacity: str | None = None,
+        down_after: str = "60s",
     ) -> None:
         self.root = root
         self.master_address = f"127.0.0.1:{free_port()}"
@@ -158,7 +164,10 @@ class Cluster:
         logs.mkdir(parents=True, exist_ok=True)
         self.master = Process(
             "master",
-            ["master", "--data", str(root / "master"), "--listen", self.master_address],
+            [
+                *("master", "--data", str(root / "master"), "--listen", self.master_address),
+                *("--down-after", down_after),
+            ],
             logs / "master.log",
             self.master_address,
         )

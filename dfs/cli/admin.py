@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dfs.cli import backups, checking, render
+from dfs.cli import backups, checking, render, working
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
@@ -15,13 +15,16 @@ from dfs.cli.names import show
 
 if TYPE_CHECKING:
     from dfs.client import Client
-    from dfs.wire.messages import DiskInfo, ServerInfo, SessionInfo, StatusReply
+    from dfs.wire.messages import DiskInfo, JobInfo, ServerInfo, SessionInfo, StatusReply
 
 app = typer.Typer(
     help="The state of the cluster: health, servers, disks, chunks, sessions.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(working.app)
 
 
 def register(parent: typer.Typer) -> None:
@@ -96,7 +99,7 @@ def session_document(session: "SessionInfo") -> dict[str, Any]:
     }
 
 
-def status_document(status: "StatusReply") -> dict[str, Any]:
+def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[str, Any]:
     return {
         "cluster": status.cluster,
         "version": status.version,
@@ -117,6 +120,7 @@ def status_document(status: "StatusReply") -> dict[str, Any]:
             "lost": status.chunks_lost,
         },
         "purge_queue": status.purge_queue,
+        "jobs": [working.job_document(job) for job in jobs],
         "servers": [server_document(server) for server in status.servers],
     }
 
@@ -140,10 +144,11 @@ def status_command(json: Json = False) -> int:
 
     async def body(client: "Client") -> int:
         status = await client.meta.status()
+        jobs = (await client.admin.jobs()).jobs
         if json:
-            render.emit_json(status_document(status))
+            render.emit_json(status_document(status, jobs))
         else:
-            _print_status(status)
+            _print_status(status, jobs)
         if not (status.chunks_at_risk or status.chunks_lost):
             return DONE
         say(
@@ -155,7 +160,7 @@ def status_command(json: Json = False) -> int:
     return run(body)
 
 
-def _print_status(status: "StatusReply") -> None:
+def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
     verdict = _verdict(status)
     live = render.human(status.live)
     purge = f", {status.purge_queue} being deleted" if status.purge_queue else ""
@@ -180,8 +185,21 @@ def _print_status(status: "StatusReply") -> None:
         print(f"{title:<9} {value}")
     for problem in status.problems:
         print(f"{'':<9} - {show(problem)}")
+    _print_work([job for job in jobs if working.is_at_work(job)])
     print()
     _print_servers(status.servers)
+
+
+def _print_work(jobs: "list[JobInfo]") -> None:
+    """What is being done, a line each."""
+    lines = []
+    for job in jobs:
+        about = f" of {show(job.subject)}" if job.subject else ""
+        state = " (paused)" if job.state.name == "PAUSED" else ""
+        note = f"; {show(job.note)}" if job.note else ""
+        lines.append(f"{job.kind}{about}{state}: {working.progress_text(job)}{note}")
+    for number, line in enumerate(lines or ["nothing to do"]):
+        print(f"{'' if number else 'Work':<9} {line}")
 
 
 def _up(seconds: float) -> str:

@@ -242,7 +242,7 @@ def _servers_up(master: str) -> set[str] | None:
                 server.address
                 for server in await client.meta.servers()
                 if server.state == DiskState.UP
-                and all(disk.state in (DiskState.UP, DiskState.FULL) for disk in server.disks)
+                and all(disk.state != DiskState.FAILED for disk in server.disks)
             }
 
     try:

@@ -37,7 +37,7 @@ STYLES: Final = {
     "good": "32", "corrupt": "1;31",
 }  # fmt: skip
 
-_SERVING: Final = frozenset({DiskState.UP, DiskState.DRAINING, DiskState.FULL})
+_SERVING: Final = frozenset({DiskState.UP, DiskState.DRAINING, DiskState.FULL, DiskState.UNSTEADY})
 
 
 def register(app: typer.Typer) -> None:

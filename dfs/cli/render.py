@@ -201,8 +201,10 @@ class ProgressBar:
     A context manager. `update` is what the client calls.
     """
 
-    def __init__(self, title: str, *, in_bytes: bool = True) -> None:
+    def __init__(self, title: str, *, in_bytes: bool = True, items: str = "files") -> None:
+        """`items`: what is counted besides bytes."""
         self._title = title
+        self._items = items
         self._in_bytes = in_bytes
         self._rich: RichProgress | None = None
         self._latest: Progress | None = None
@@ -266,5 +268,5 @@ class ProgressBar:
             task.id,
             completed=progress.bytes_done,
             total=progress.bytes_total,
-            done=f"{done}  {format_size(task.speed or 0)}/s  {files} files",
+            done=f"{done}  {format_size(task.speed or 0)}/s  {files} {self._items}",
         )

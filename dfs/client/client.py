@@ -22,6 +22,7 @@ from typing import Final
 import trio
 
 from dfs.client import remote_paths
+from dfs.client.admin import Admin
 from dfs.client.big_upload import ReadStream
 from dfs.client.block_cache import BlockCache
 from dfs.client.chunk_writer import WriteContext
@@ -73,6 +74,7 @@ class Client(PathOperations):
     Attributes:
         meta: inode-level calls to the master.
         files: open files by inode, for layers that do not work with paths.
+        admin: jobs, and disks that come and go, for those who run the cluster.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Client(PathOperations):
         near: str,
     ) -> None:
         self.meta = meta
+        self.admin = Admin(meta.link)
         self.workers = workers
         self.nursery = nursery
         self.resolver = Resolver(meta, place)

@@ -35,6 +35,7 @@ _STATE_RANK: Final = {
     DiskState.UP: 0,
     DiskState.DRAINING: 0,
     DiskState.FULL: 0,
+    DiskState.UNSTEADY: 0,
     DiskState.SUSPECT: 1,
     DiskState.DOWN: 2,
     DiskState.FAILED: 2,

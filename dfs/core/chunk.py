@@ -56,6 +56,22 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
     live: int
     """Raw bytes that extents refer to; a byte shared by two files (clone) counts twice."""
     fragments: tuple[Fragment, ...]
+    verified_s: int = 0
+    """When all of its fragments were last read and found whole; seconds since 1970, 0: never."""
+
+    @property
+    def width(self) -> int:
+        """Fragments it has at full redundancy."""
+        return self.k + self.m
+
+    @property
+    def good(self) -> tuple[Fragment, ...]:
+        """The GOOD ones among its fragments."""
+        return tuple(f for f in self.fragments if f.state is FragmentState.GOOD)
+
+    def on(self, disk: DiskId) -> Fragment | None:
+        """Its fragment on `disk`, in whatever state."""
+        return next((fragment for fragment in self.fragments if fragment.disk == disk), None)
 
 
 class DiskState(IntEnum):
@@ -71,6 +87,8 @@ class DiskState(IntEnum):
     """Serves reads; takes no new data."""
     FULL = 6
     """Serves reads and deletes; takes no new data."""
+    UNSTEADY = 7
+    """Its server came back after several falls: serves reads; takes no new data for a while."""
 
 
 class DiskLocation(msgspec.Struct, array_like=True, frozen=True):

@@ -5,17 +5,19 @@ was given up for DOWN. `plan` compares one stretch of such a list with the store
 
     the disk holds it, the master                         then
     knows no such chunk, or has doomed it                 the disk shall drop it
-    has a GOOD fragment of that index elsewhere           the disk shall drop it
+    has that index GOOD on another disk that is alive     it is stale
+    has that index GOOD nowhere, or on a dead disk        adopted, where it is whole
     has it as LOST, and it is whole                       GOOD again
     has it as GOOD, but it is too short or another's      LOST
     has it sealed, the disk has not                       the disk shall seal it
     the disk lacks it, the master has it as GOOD          LOST
 
 The list is as old as the moment the disk was read, so it is no evidence against a chunk that was
-made or sealed since the master asked for it: `ReportBook` keeps track of that.
+made, sealed or given another fragment since the master asked for it: `ReportBook` keeps track of
+that.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice, pairwise
 from typing import Final
 
@@ -61,6 +63,10 @@ class Plan(msgspec.Struct, frozen=True):
     """What follows from a stretch."""
 
     drop: tuple[ChunkId, ...]
+    stale: tuple[tuple[ChunkId, int], ...]
+    """(chunk, index) that the disk holds and no chunk counts on."""
+    adopt: tuple[tuple[ChunkId, int], ...]
+    """(chunk, index) that the disk holds and the chunk lacks."""
     marks: tuple[FragmentMark, ...]
     unsealed: tuple[tuple[ChunkId, int], ...]
     """(chunk, length): whole fragments that want their seal."""
@@ -95,12 +101,14 @@ def plan(
     next_chunk: ChunkId,
     horizon: ChunkId,
     spared: Collection[ChunkId],
+    alive: Callable[[DiskId], bool],
     limit: int,
 ) -> Plan:
     """Compare a stretch with the store, going through at most `limit` rows of the store.
 
     `next_chunk` is the number that the next chunk will get. Chunks from `horizon` on and those
-    in `spared` may be younger than the list: nothing is held against them.
+    in `spared` may be younger than the list: nothing is held against them. `alive` says which
+    disks can be read.
     """
     disk = stretch.disk
     start = fragment_by_disk_key(disk, stretch.after + 1)
@@ -112,43 +120,81 @@ def plan(
     if len(listed) > limit:
         listed.pop()
         upto = listed[-1]
-    drop: list[ChunkId] = []
-    marks: list[FragmentMark] = []
-    unsealed: list[tuple[ChunkId, int]] = []
+    findings = _Findings(disk)
     held_ids = set()
     for held in stretch.held:
         if held.chunk > upto:
             break
         held_ids.add(held.chunk)
         chunk = get_chunk(reader, held.chunk)
+        young = held.chunk >= horizon or held.chunk in spared
         if chunk is None:
             if held.chunk < next_chunk:
-                drop.append(held.chunk)
-            continue
-        if _superseded(chunk, disk, held.index):
-            drop.append(held.chunk)
-            continue
-        fragment = _fragment_on(chunk, disk)
-        if fragment is None or chunk.state is not ChunkState.SEALED:
-            continue
-        whole = fragment.index == held.index and held.length >= chunk.length
-        young = held.chunk >= horizon or held.chunk in spared
-        if fragment.state is FragmentState.GOOD and not whole and not young:
-            marks.append(FragmentMark(held.chunk, disk, FragmentState.LOST))
-        elif fragment.state is FragmentState.LOST and whole:
-            marks.append(FragmentMark(held.chunk, disk, FragmentState.GOOD))
-        if whole and not held.sealed and fragment.state is not FragmentState.CORRUPT:
-            unsealed.append((held.chunk, chunk.length))
+                findings.drop.append(held.chunk)
+        elif chunk.state is ChunkState.DOOMED:
+            findings.drop.append(held.chunk)
+        elif (fragment := chunk.on(disk)) is None:
+            findings.unlisted(chunk, held, alive)
+        elif chunk.state is ChunkState.SEALED:
+            findings.listed(chunk, fragment, held, young)
     for number in listed:
         if number in held_ids or number >= horizon or number in spared:
             continue
         chunk = get_chunk(reader, number)
-        if chunk is None or chunk.state is not ChunkState.SEALED:
-            continue
-        fragment = _fragment_on(chunk, disk)
+        if chunk is not None and chunk.state is ChunkState.SEALED:
+            findings.lacking(chunk)
+    return findings.plan(upto)
+
+
+class _Findings:
+    """Gathers what follows for the fragments of one disk."""
+
+    def __init__(self, disk: DiskId) -> None:
+        self._disk = disk
+        self.drop: list[ChunkId] = []
+        self._stale: list[tuple[ChunkId, int]] = []
+        self._adopt: list[tuple[ChunkId, int]] = []
+        self._marks: list[FragmentMark] = []
+        self._unsealed: list[tuple[ChunkId, int]] = []
+
+    def unlisted(self, chunk: Chunk, held: HeldFragment, alive: Callable[[DiskId], bool]) -> None:
+        """The disk holds a fragment that the chunk does not count on."""
+        holder = next((good.disk for good in chunk.good if good.index == held.index), 0)
+        if holder and alive(holder):
+            self._stale.append((held.chunk, held.index))
+        elif chunk.state is ChunkState.SEALED and held.length >= chunk.length:
+            self._adopt.append((held.chunk, held.index))
+            if not held.sealed:
+                self._unsealed.append((held.chunk, chunk.length))
+
+    def listed(self, chunk: Chunk, fragment: Fragment, held: HeldFragment, young: bool) -> None:
+        """The disk holds a fragment where the chunk has one, or had."""
+        whole = fragment.index == held.index and held.length >= chunk.length
+        if fragment.state is FragmentState.GOOD and not whole and not young:
+            self._mark(chunk, FragmentState.LOST)
+        elif fragment.state is FragmentState.LOST and whole:
+            self._mark(chunk, FragmentState.GOOD)
+        if whole and not held.sealed and fragment.state is not FragmentState.CORRUPT:
+            self._unsealed.append((held.chunk, chunk.length))
+
+    def lacking(self, chunk: Chunk) -> None:
+        """The disk does not hold what the chunk has there."""
+        fragment = chunk.on(self._disk)
         if fragment is not None and fragment.state is FragmentState.GOOD:
-            marks.append(FragmentMark(number, disk, FragmentState.LOST))
-    return Plan(tuple(drop), tuple(marks), tuple(unsealed), upto)
+            self._mark(chunk, FragmentState.LOST)
+
+    def _mark(self, chunk: Chunk, state: FragmentState) -> None:
+        self._marks.append(FragmentMark(chunk.chunk, self._disk, state))
+
+    def plan(self, upto: ChunkId) -> Plan:
+        return Plan(
+            tuple(self.drop),
+            tuple(self._stale),
+            tuple(self._adopt),
+            tuple(self._marks),
+            tuple(self._unsealed),
+            upto,
+        )
 
 
 def needed(reader: Reader, chunks: Iterable[ChunkId]) -> set[ChunkId]:
@@ -164,27 +210,12 @@ def needed(reader: Reader, chunks: Iterable[ChunkId]) -> set[ChunkId]:
     }
 
 
-def _fragment_on(chunk: Chunk, disk: DiskId) -> Fragment | None:
-    return next((fragment for fragment in chunk.fragments if fragment.disk == disk), None)
-
-
-def _superseded(chunk: Chunk, disk: DiskId, index: int) -> bool:
-    """The disk's fragment of this chunk is of no use any more."""
-    if chunk.state is ChunkState.DOOMED:
-        return True
-    if _fragment_on(chunk, disk) is not None:
-        return False
-    return any(
-        fragment.index == index and fragment.state is FragmentState.GOOD
-        for fragment in chunk.fragments
-    )
-
-
 class _Asked:
-    __slots__ = ("active_at", "horizon")
+    __slots__ = ("active_at", "horizon", "not_before")
 
-    def __init__(self, horizon: ChunkId) -> None:
+    def __init__(self, horizon: ChunkId, not_before: float) -> None:
         self.horizon = horizon
+        self.not_before = not_before
         self.active_at: float | None = None
 
 
@@ -193,32 +224,34 @@ class ReportBook:
 
     def __init__(self) -> None:
         self._asked: dict[DiskId, _Asked] = {}
-        self._sealed: set[ChunkId] = set()
-        """Sealed since the oldest report that is under way was asked for."""
+        self._changed: set[ChunkId] = set()
+        """Sealed, or given another fragment, since the oldest report under way was asked for."""
 
     def __repr__(self) -> str:
         return f"<ReportBook {len(self._asked)} disks owe a report>"
 
-    def want(self, disks: Iterable[DiskId], next_chunk: ChunkId) -> None:
-        """These disks shall report. The first of several wishes counts."""
+    def want(
+        self, disks: Iterable[DiskId], next_chunk: ChunkId, *, not_before: float = 0.0
+    ) -> None:
+        """These disks shall report, from `not_before` on. The first of several wishes counts."""
         for disk in disks:
-            self._asked.setdefault(disk, _Asked(next_chunk))
+            self._asked.setdefault(disk, _Asked(next_chunk, not_before))
 
     def to_ask(self, disks: Iterable[DiskId], now: float) -> tuple[DiskId, ...]:
         """Those of `disks` that shall be asked (again) now."""
         due = []
         for disk in disks:
             asked = self._asked.get(disk)
-            if asked is None:
+            if asked is None or now < asked.not_before:
                 continue
             if asked.active_at is None or now - asked.active_at >= ASK_AGAIN_S:
                 asked.active_at = now
                 due.append(disk)
         return tuple(due)
 
-    def note_sealed(self, chunk: ChunkId) -> None:
+    def note_changed(self, chunk: ChunkId) -> None:
         if self._asked:
-            self._sealed.add(chunk)
+            self._changed.add(chunk)
 
     def horizon(self, disk: DiskId, now: float) -> ChunkId:
         """A page of this disk arrived: chunks from here on are younger than its list.
@@ -233,10 +266,10 @@ class ReportBook:
 
     @property
     def spared(self) -> Collection[ChunkId]:
-        return self._sealed
+        return self._changed
 
     def finished(self, disk: DiskId) -> None:
         """Its list is complete; or it went away, and has to be asked anew when it returns."""
         self._asked.pop(disk, None)
         if not self._asked:
-            self._sealed.clear()
+            self._changed.clear()

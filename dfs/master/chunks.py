@@ -15,7 +15,7 @@ the session may be about to commit more of it.
 
 Called by `State` for chunk commands, by `extents` for accounting and `sessions` at a session's
 end. Keeps the chunk table, fragment-by-disk, chunk-by-session, doomed fragments and the counters
-in step.
+in step. What happens to single fragments of a SEALED chunk is in `fragments`.
 """
 
 import errno
@@ -27,14 +27,9 @@ from msgspec.structs import replace
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState, Fragment, FragmentState
 from dfs.core.errors import DfsError, FileSystemError
-from dfs.core.ids import ChunkId, DiskId, SessionId
-from dfs.master.commands import (
-    AllocateChunks,
-    DropFragments,
-    MarkFragments,
-    SealAbandoned,
-    SealChunk,
-)
+from dfs.core.ids import ChunkId, SessionId
+from dfs.master import fragments as of_chunks
+from dfs.master.commands import AllocateChunks, DropFragments, SealAbandoned, SealChunk
 from dfs.master.keyspace import (
     CHUNK_BY_SESSION,
     Reader,
@@ -131,7 +126,7 @@ def seal(txn: Writer, command: SealChunk) -> None:
             f"{chunk.length} are committed and {CHUNK_MAX_BYTES} allowed",
             errno=errno.EINVAL,
         )
-    _seal(txn, chunk, length, command.lost)
+    _seal(txn, chunk, length, command.lost, command.time_ns)
 
 
 def seal_abandoned(txn: Writer, command: SealAbandoned) -> None:
@@ -139,10 +134,10 @@ def seal_abandoned(txn: Writer, command: SealAbandoned) -> None:
     chunk = get_chunk(txn, command.chunk)
     if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner:
         return
-    _seal(txn, chunk, max(command.length, chunk.length), command.lost)
+    _seal(txn, chunk, max(command.length, chunk.length), command.lost, command.time_ns)
 
 
-def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int]) -> None:
+def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: int) -> None:
     gone = frozenset(lost)
     fragments = tuple(
         replace(fragment, state=FragmentState.LOST)
@@ -150,20 +145,21 @@ def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int]) -> None:
         else fragment
         for fragment in chunk.fragments
     )
-    _close(txn, replace(chunk, length=length, fragments=fragments), Event.SEAL)
+    _close(txn, chunk)
+    if chunk.live == 0:
+        _doom(txn, replace(chunk, length=length, fragments=fragments, owner=0))
+        return
+    state = after(chunk.state, Event.SEAL)
+    assert state is not None
+    sealed = replace(chunk, state=state, length=length, fragments=fragments, owner=0)
+    of_chunks.settle(txn, sealed, time_ns)
 
 
-def _close(txn: Writer, chunk: Chunk, event: Event) -> None:
-    """An OPEN chunk leaves that state: by `event`, or by EMPTY where no byte of it is live."""
+def _close(txn: Writer, chunk: Chunk) -> None:
+    """An OPEN chunk leaves that state."""
     txn.delete(chunk_by_session_key(chunk.owner, chunk.chunk))
     counters = get_counters(txn)
     put_counters(txn, replace(counters, chunks_open=counters.chunks_open - 1))
-    if chunk.live == 0:
-        _doom(txn, replace(chunk, owner=0))
-        return
-    state = after(chunk.state, event)
-    assert state is not None
-    put_chunk(txn, replace(chunk, state=state, owner=0))
 
 
 def release_session(txn: Writer, session: SessionId, limit: int) -> int:
@@ -178,7 +174,8 @@ def release_session(txn: Writer, session: SessionId, limit: int) -> int:
         if chunk is None:
             raise _broken(chunk_id)
         if chunk.live == 0:
-            _close(txn, chunk, Event.EMPTY)
+            _close(txn, chunk)
+            _doom(txn, replace(chunk, owner=0))
             continue
         after(chunk.state, Event.ABANDON)
         txn.delete(chunk_by_session_key(session, chunk_id))
@@ -231,12 +228,12 @@ def _doom(txn: Writer, chunk: Chunk) -> None:
     doomed = replace(chunk, state=state)
     counters = get_counters(txn)
     put_counters(txn, replace(counters, chunks_doomed=counters.chunks_doomed + 1))
-    if not chunk.fragments:
-        _forget(txn, doomed)
-        return
-    put_chunk(txn, doomed)
+    # It wants nothing any more, so no time is noted.
+    of_chunks.settle(txn, doomed, 0)
     for fragment in chunk.fragments:
         txn.put(doomed_key(fragment.disk, chunk.chunk), b"")
+    if not chunk.fragments:
+        _forget(txn, doomed)
 
 
 def doom_unused(txn: Writer, chunk: Chunk) -> None:
@@ -255,11 +252,13 @@ def _forget(txn: Writer, chunk: Chunk) -> None:
 
 
 def drop_fragments(txn: Writer, command: DropFragments) -> None:
-    """A disk has deleted its fragments of these chunks. What is not DOOMED is left alone."""
+    """A disk has deleted its stale and doomed fragments of these chunks. Others are left alone."""
     disk = command.disk
     for chunk_id in command.chunks:
         key = doomed_key(disk, chunk_id)
         chunk = get_chunk(txn, chunk_id)
+        if of_chunks.forget_stale(txn, disk, chunk_id):
+            continue
         if chunk is None or txn.get(key) is None:
             continue
         txn.delete(key)
@@ -270,33 +269,6 @@ def drop_fragments(txn: Writer, command: DropFragments) -> None:
             put_chunk(txn, chunk)
         else:
             _forget(txn, chunk)
-
-
-def mark(txn: Writer, command: MarkFragments) -> None:
-    """Set the state of fragments. Marks of chunks or disks that do not fit are left out.
-
-    A fragment does not become GOOD beside another GOOD one of the same index.
-    """
-    by_chunk: dict[ChunkId, dict[DiskId, FragmentState]] = {}
-    for one in command.marks:
-        by_chunk.setdefault(one.chunk, {})[one.disk] = one.state
-    for chunk_id, states in by_chunk.items():
-        chunk = get_chunk(txn, chunk_id)
-        if chunk is None or chunk.state is ChunkState.DOOMED:
-            continue
-        good = {f.index for f in chunk.fragments if f.state is FragmentState.GOOD}
-        fragments = []
-        for fragment in chunk.fragments:
-            state = states.get(fragment.disk, fragment.state)
-            if state is not fragment.state and not (
-                state is FragmentState.GOOD and fragment.index in good
-            ):
-                fragment = replace(fragment, state=state)
-                if state is FragmentState.GOOD:
-                    good.add(fragment.index)
-            fragments.append(fragment)
-        if tuple(fragments) != chunk.fragments:
-            put_chunk(txn, replace(chunk, fragments=tuple(fragments)))
 
 
 def _broken(chunk_id: ChunkId) -> DfsError:

@@ -17,8 +17,8 @@ from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, SessionId
 from dfs.core.inode import Inode
 from dfs.core.policy import Policy
 from dfs.master.check.fixes import AnyFix
-from dfs.master.keyspace import DiskRecord, ServerRecord, SessionRecord
-from dfs.wire.messages import AnyOp, Cred
+from dfs.master.keyspace import DiskRecord, JobRecord, ServerRecord, SessionRecord
+from dfs.wire.messages import AnyOp, Cred, JobState
 
 R = TypeVar("R")
 
@@ -198,6 +198,43 @@ class DropFragments(Command[None], frozen=True, tag=34):
     chunks: tuple[ChunkId, ...]
 
 
+class PlaceFragment(Command[bool], frozen=True, tag=35):
+    """Disk `disk` holds fragment `index` of a SEALED chunk now, whole and sealed.
+
+    What other disks hold of that index becomes stale. True: it counts. False, and nothing has
+    changed: the chunk is gone or not SEALED, the disk has another fragment of it or is about
+    to delete a stale one. With `reclaim` the stale one is the fragment meant: it is taken back.
+    """
+
+    chunk: ChunkId
+    index: int
+    disk: DiskId
+    reclaim: bool = False
+
+
+class MarkVerified(Command[None], frozen=True, tag=36):
+    """All fragments of these chunks were read and found whole."""
+
+    chunks: tuple[ChunkId, ...]
+
+
+class MarkStale(Command[None], frozen=True, tag=37):
+    """A disk holds fragments of chunks that have that index elsewhere: they shall be deleted.
+
+    `held` are (chunk, index). What the chunk counts on, or lacks, is left alone.
+    """
+
+    disk: DiskId
+    held: tuple[tuple[ChunkId, int], ...]
+
+
+class AbandonFragments(Command[None], frozen=True, tag=38):
+    """What this disk, which is gone for good, held of these chunks does not count any more."""
+
+    disk: DiskId
+    chunks: tuple[ChunkId, ...]
+
+
 # ------------------------------------------------------------------ servers and disks
 
 
@@ -221,6 +258,70 @@ class RegisterServer(Command[Registration], frozen=True, tag=40):
     zone: str
     version: str
     disks: tuple[DiskIdentity, ...]
+
+
+class SetDraining(Command[None], frozen=True, tag=41):
+    """Disks shall be emptied, or not any more. Unknown disks are left out."""
+
+    disks: tuple[DiskId, ...]
+    draining: bool
+
+
+class ForgetDisks(Command[None], frozen=True, tag=42):
+    """These disks are gone for good, and so is each of their servers that has no other.
+
+    Raises FileSystemError (EBUSY) where a disk still has fragments in the tables: nothing has
+    changed then. Its stale and doomed rows go with it.
+    """
+
+    disks: tuple[DiskId, ...]
+
+
+# ------------------------------------------------------------------ jobs
+
+
+class StartJob(Command[JobRecord], frozen=True, tag=60):
+    """Write a new job down. One of the same kind and subject that has not ended is returned."""
+
+    kind: str
+    subject: str
+    disks: tuple[DiskId, ...] = ()
+    threshold: float = 0.0
+    bandwidth: int = 0
+    ino: InodeId = 0
+    items_total: int = 0
+    bytes_total: int = 0
+
+
+class JobProgress(msgspec.Struct, array_like=True, frozen=True):
+    job: int
+    items_done: int
+    items_total: int
+    bytes_done: int
+    bytes_total: int
+    failures: int
+    position: int
+    note: str
+
+
+class UpdateJobs(Command[None], frozen=True, tag=61):
+    """How far jobs have come. Those that have ended are left as they are."""
+
+    jobs: tuple[JobProgress, ...]
+
+
+class SetJobState(Command[bool], frozen=True, tag=62):
+    """False: it has ended before, or is unknown."""
+
+    job: int
+    state: JobState
+    note: str = ""
+
+
+class SetBudget(Command[None], frozen=True, tag=63):
+    """Bytes a second for all background work together; 0: no bound."""
+
+    bandwidth: int
 
 
 # ------------------------------------------------------------------ repairs, backups
@@ -278,10 +379,20 @@ AnyCommand: TypeAlias = (
     | SealAbandoned
     | MarkFragments
     | DropFragments
+    | PlaceFragment
+    | MarkVerified
+    | MarkStale
+    | AbandonFragments
     | RegisterServer
     | MendMetadata
     | CompleteRestore
     | ConfirmRestore
     | RaiseNextChunk
+    | SetDraining
+    | ForgetDisks
+    | StartJob
+    | UpdateJobs
+    | SetJobState
+    | SetBudget
 )
 """For decoding a logged command."""

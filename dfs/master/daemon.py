@@ -27,14 +27,23 @@ from dfs.master.backup.holding import Holding
 from dfs.master.backup.service import BackupService
 from dfs.master.check.service import CheckService
 from dfs.master.chunk_reports import ReportBook
+from dfs.master.claims import Claims
 from dfs.master.commands import Format, StartMaster
 from dfs.master.health import Health
+from dfs.master.job_service import JobService
+from dfs.master.jobs.board import JobBoard
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.count import CountHealth
+from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.expire import ExpireSessions
 from dfs.master.jobs.flush import FlushLog
 from dfs.master.jobs.loop import Job, run_forever
+from dfs.master.jobs.membership import DiskKeeper
+from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.purge import PurgeFiles, PurgeFragments
+from dfs.master.jobs.rebalance import Rebalance
+from dfs.master.jobs.repair import Repair
+from dfs.master.jobs.scrub import Scrub
 from dfs.master.jobs.seal import SealJob
 from dfs.master.jobs.watch import WatchServers
 from dfs.master.journal import LocalJournal
@@ -139,8 +148,11 @@ class Master:
             (disk.disk for disk in membership.all_disks(store)), get_counters(store).next_chunk
         )
 
-        context = JobContext(self.journal, store, self.liveness, self._pool, now_ns)
-        seal = SealJob(context, reports.note_sealed)
+        claims = Claims()
+        context = JobContext(
+            self.journal, store, self.liveness, self._pool, now_ns, claims, reports, random
+        )
+        seal = SealJob(context, reports.note_changed)
         holding = Holding(store, self.journal, self.liveness, reports, now_ns)
         servers = ServerService(
             cluster=self.cluster,
@@ -150,6 +162,7 @@ class Master:
             liveness=self.liveness,
             reports=reports,
             holding=holding,
+            claims=claims,
             add_unsealed=seal.add_unsealed,
             on_registered=self._pool.forgive,
             clock=clock,
@@ -180,6 +193,16 @@ class Master:
         taken = Snapshots(snapshots, store, workers)
         self._checks = CheckService(context, taken, holding.notices)
         self._backups = BackupService(taken)
+        mover = Mover(context)
+        repair = Repair(context, mover)
+        kinds = (
+            repair,
+            Scrub(context, mover),
+            Drain(context, mover),
+            Rebalance(context, mover),
+        )
+        self._board = JobBoard(context, {kind.name: kind for kind in kinds})
+        jobs = JobService(self._board, DiskKeeper(context, self._board), repair.hurry, self.journal)
         self.handlers = {
             **clients.handlers(),
             **servers.handlers(),
@@ -187,6 +210,7 @@ class Master:
             **self._checks.handlers(),
             **self._backups.handlers(),
             **holding.handlers(),
+            **jobs.handlers(),
         }
         self.jobs: tuple[Job, ...] = (
             WatchServers(self.liveness, servers.note_broken, servers.note_down),
@@ -214,6 +238,7 @@ class Master:
                 nursery.start_soon(run_forever, job, name=job.name)
             nursery.start_soon(self._checks.run)
             nursery.start_soon(self._backups.run)
+            nursery.start_soon(self._board.run)
             await serve(
                 listeners,
                 self.handlers,

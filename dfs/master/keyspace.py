@@ -15,7 +15,10 @@ big-endian integer, or raw bytes. This module is the only one that knows the byt
 | `c` | chunk             | chunk                                   | Chunk                     |
 | `x` | extent by chunk   | chunk, chunk offset (4), ino, file off. | length (4 bytes)          |
 | `f` | fragment by disk  | disk, chunk                             | fragment index (1 byte)   |
-| `g` | doomed fragment   | disk, chunk                             | empty                     |
+| `g` | doomed fragment   | disk, chunk                             | empty; stale: its index   |
+| `W` | wanting chunk     | chunk                                   | since when, ns (8 bytes)  |
+| `y` | removed disk      | uuid                                    | when, ns (8 bytes)        |
+| `j` | job               | job                                     | JobRecord                 |
 | `p` | policy            | policy                                  | Policy                    |
 | `n` | policy by name    | name                                    | policy (8 bytes)          |
 | `s` | server            | server                                  | ServerRecord              |
@@ -57,6 +60,10 @@ Invariants (`invariants.check` walks them all):
   fragment-by-disk and the chunks' fragments, and each by-uuid, by-name and by-nonce index.
 - Delegation and delegation-by-session mirror each other, and name directories and sessions that
   exist. Reserved numbers are below `next_inode`.
+- A row of the doomed table whose chunk is not DOOMED is a stale fragment: bytes on a disk that the
+  chunk no longer counts on, since another disk has that index. Its chunk has no fragment on
+  that disk, and gets none there while the row stands. Rows of chunks that are gone may remain.
+- A chunk is wanting exactly if it is SEALED and lacks a GOOD fragment of one of its indexes.
 - Counters: ids are greater than all in use; totals are what a count would give.
 """
 
@@ -79,8 +86,10 @@ from dfs.core.ids import (
 )
 from dfs.core.inode import Extent, Inode
 from dfs.core.policy import Policy
+from dfs.wire.messages import JobState
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""2: wanting chunks, jobs and stale fragments; see `upgrades`."""
 
 META_SCHEMA: Final = b"mschema"
 """Schema version, 8 bytes. Absent in a store that was never formatted."""
@@ -92,6 +101,8 @@ META_RUNS: Final = b"mruns"
 """LogPosition of the beginning of each run of the master, as far as they are kept."""
 META_RESTORED: Final = b"mrestored"
 """`hold.Restored` in a store that was made of a backup, until a person confirms that."""
+META_BUDGET: Final = b"mbudget"
+"""Bytes a second that background work may move, 8 bytes. Absent: no bound."""
 
 INODE, DENTRY, EXTENT, TRIM, XATTR = b"i", b"d", b"e", b"t", b"a"
 CHUNK, EXTENT_BY_CHUNK, FRAGMENT_BY_DISK, DOOMED = b"c", b"x", b"f", b"g"
@@ -100,6 +111,13 @@ SERVER, SERVER_BY_UUID, DISK, DISK_BY_UUID = b"s", b"v", b"k", b"l"
 SESSION, SESSION_BY_NONCE, OPEN, OPEN_BY_SESSION = b"S", b"N", b"o", b"O"
 CHUNK_BY_SESSION, REPLY, ORPHAN, PURGE, LEFTOVERS = b"b", b"r", b"u", b"q", b"z"
 DELEGATION, DELEGATION_BY_SESSION, RESERVED = b"h", b"H", b"w"
+WANTING, JOB, REMOVED_DISK = b"W", b"j", b"y"
+
+
+REPAIR_JOB: Final = 1
+SCRUB_JOB: Final = 2
+FIRST_FREE_JOB: Final = 16
+"""Jobs below are the standing ones, which never end."""
 
 
 class Orphan(IntEnum):
@@ -130,6 +148,11 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, gc=False):
     chunks_doomed: int = 0
     purging: int = 0
     """Inodes in the purge queue."""
+    next_job: int = FIRST_FREE_JOB
+    wanting: int = 0
+    """Chunks in the wanting table."""
+    stale: int = 0
+    """Rows of the doomed table that are no fragment of a DOOMED chunk."""
 
 
 class SessionRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -162,6 +185,31 @@ class DiskRecord(msgspec.Struct, array_like=True, frozen=True):
     uuid: str
     server: ServerId
     path: str
+    draining: bool = False
+    """It shall be emptied: it takes no new data."""
+
+
+class JobRecord(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """A job as it was last written down; while it runs, its progress is ahead of this."""
+
+    job: int
+    kind: str
+    state: JobState
+    subject: str
+    created_ns: int
+    ended_ns: int = 0
+    disks: tuple[DiskId, ...] = ()
+    threshold: float = 0.0
+    bandwidth: int = 0
+    ino: InodeId = 0
+    items_done: int = 0
+    items_total: int = 0
+    bytes_done: int = 0
+    bytes_total: int = 0
+    failures: int = 0
+    position: int = 0
+    """How far it has come, where it goes through a table in order."""
+    note: str = ""
 
 
 class Reader(Protocol):
@@ -274,6 +322,14 @@ def doomed_key(disk: DiskId, chunk: ChunkId) -> bytes:
     return b"g" + disk.to_bytes(8, "big") + chunk.to_bytes(8, "big")
 
 
+def wanting_key(chunk: ChunkId) -> bytes:
+    return b"W" + chunk.to_bytes(8, "big")
+
+
+def job_key(job: int) -> bytes:
+    return b"j" + job.to_bytes(8, "big")
+
+
 def policy_key(policy: PolicyId) -> bytes:
     return b"p" + policy.to_bytes(8, "big")
 
@@ -296,6 +352,10 @@ def disk_key(disk: DiskId) -> bytes:
 
 def disk_by_uuid_key(uuid: str) -> bytes:
     return b"l" + uuid.encode()
+
+
+def removed_disk_key(uuid: str) -> bytes:
+    return b"y" + uuid.encode()
 
 
 def session_key(session: SessionId) -> bytes:
@@ -370,6 +430,7 @@ decode_session = msgspec.msgpack.Decoder(SessionRecord).decode
 decode_ranges = msgspec.msgpack.Decoder(InodeRanges).decode
 decode_server = msgspec.msgpack.Decoder(ServerRecord).decode
 decode_disk = msgspec.msgpack.Decoder(DiskRecord).decode
+decode_job = msgspec.msgpack.Decoder(JobRecord).decode
 
 # ------------------------------------------------------------------ accessors
 

@@ -9,6 +9,10 @@ The life of a server, where silence counts from its last heartbeat:
     SUSPECT    silent for down_after_s                                -> DOWN
     (start)    known from the store, not heard since the master began -> SUSPECT
 
+A server that fell (left UP) several times within `flap_window_s` is not trusted at once when it
+comes back: its disks are UNSTEADY, which serves reads and takes new data only where nothing else
+can, for `steady_after_s`, twice as long for each further fall.
+
 A master that was itself held up (a paused machine, a starved one) blames nobody for the time it
 did not listen.
 
@@ -16,6 +20,7 @@ Owned by the master's service, which feeds it; read by placement, layouts, statu
 Nothing here blocks or yields.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from random import Random
 from typing import Final
@@ -24,7 +29,7 @@ import msgspec
 
 from dfs.core.chunk import DiskLocation, DiskState
 from dfs.core.ids import DiskId, ServerId
-from dfs.core.policy import Policy
+from dfs.core.policy import Policy, Spread
 from dfs.master.keyspace import DiskRecord, ServerRecord
 from dfs.master.placement import DiskView, Placement, PlacementMap
 from dfs.wire.messages import DiskInfo, DiskReport, ServerInfo
@@ -36,8 +41,14 @@ FULL_BELOW_SHARE: Final = 64
 STALL_S: Final = 1.0
 """So long between two ticks, and the master itself was held up."""
 
-SERVES: Final = frozenset((DiskState.UP, DiskState.FULL, DiskState.DRAINING))
+SERVES: Final = frozenset((DiskState.UP, DiskState.FULL, DiskState.DRAINING, DiskState.UNSTEADY))
 """States in which a disk answers reads."""
+
+DEAD: Final = frozenset((DiskState.DOWN, DiskState.FAILED))
+"""States of a disk whose fragments are to be made anew elsewhere."""
+
+FALLS_KEPT: Final = 10
+"""Falls of a server that are remembered."""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -47,6 +58,10 @@ class Timing(msgspec.Struct, frozen=True):
     suspect_after_s: float = 3.5
     hint_after_s: float = 1.5
     down_after_s: float = 60.0
+    flap_window_s: float = 600.0
+    falls_forgiven: int = 2
+    """Falls within the window after which a server is still trusted at once."""
+    steady_after_s: float = 60.0
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -68,7 +83,7 @@ class _Disk:
 
 
 class _Server:
-    __slots__ = ("broke_at", "disks", "heard_at", "record", "state")
+    __slots__ = ("broke_at", "disks", "falls", "heard_at", "record", "state", "steady_at")
 
     def __init__(self, record: ServerRecord) -> None:
         self.record = record
@@ -77,6 +92,10 @@ class _Server:
         self.state = DiskState.SUSPECT
         self.heard_at: float | None = None
         self.broke_at: float | None = None
+        self.falls: deque[float] = deque(maxlen=FALLS_KEPT)
+        """When it left UP, lately."""
+        self.steady_at = 0.0
+        """From when on it is trusted with new data."""
 
 
 class Liveness:
@@ -135,13 +154,43 @@ class Liveness:
         return True
 
     def _hear(self, entry: _Server, reports: Iterable[DiskReport]) -> None:
-        entry.heard_at = self._clock()
+        now = entry.heard_at = self._clock()
         entry.broke_at = None
+        if entry.state is not DiskState.UP:
+            entry.steady_at = now + self._distrust_s(entry, now)
         entry.state = DiskState.UP
         heard = {report.uuid: report for report in reports}
         for uuid, disk in entry.disks.items():
             disk.report = heard.get(uuid)
         self._refresh(entry)
+
+    def _distrust_s(self, entry: _Server, now: float) -> float:
+        timing = self._timing
+        lately = sum(now - fall < timing.flap_window_s for fall in entry.falls)
+        too_many = lately - timing.falls_forgiven
+        if too_many <= 0:
+            return 0.0
+        return min(timing.flap_window_s, timing.steady_after_s * 2.0 ** (too_many - 1))
+
+    def set_draining(self, disks: Iterable[DiskId], draining: bool) -> None:
+        """As the store says now."""
+        for number in disks:
+            disk = self._disks.get(number)
+            if disk is not None:
+                disk.record = msgspec.structs.replace(disk.record, draining=draining)
+                self._refresh(self._servers[disk.record.server])
+
+    def forget(self, disks: Iterable[DiskId]) -> None:
+        """These disks are not part of the cluster any more, nor servers that had no other."""
+        for number in disks:
+            disk = self._disks.pop(number, None)
+            if disk is None:
+                continue
+            entry = self._servers[disk.record.server]
+            entry.disks.pop(disk.record.uuid, None)
+            if not entry.disks:
+                del self._servers[entry.record.server]
+        self._moved()
 
     def connection_broke(self, server: ServerId) -> None:
         """The server's connection ended. Only a hint: believed if it stays silent."""
@@ -162,6 +211,8 @@ class Liveness:
         for entry in self._servers.values():
             state = self._judge(entry, now)
             if state is not entry.state:
+                if entry.state is DiskState.UP:
+                    entry.falls.append(now)
                 entry.state = state
                 self._refresh(entry)
                 changed.append((entry.record, state))
@@ -208,7 +259,7 @@ class Liveness:
     def _refresh(self, entry: _Server) -> None:
         """Work out the state of each disk of a server anew."""
         for disk in entry.disks.values():
-            state = _disk_state(entry.state, disk.report)
+            state = _disk_state(entry, disk, self._clock())
             if state is not disk.state or state is not disk.location.state:
                 disk.state = state
                 disk.location = msgspec.structs.replace(disk.location, state=state)
@@ -229,6 +280,21 @@ class Liveness:
     def charge(self, disks: Iterable[DiskId], length_bytes: int) -> None:
         """See `PlacementMap.charge`."""
         self._placement_map().charge(disks, length_bytes)
+
+    def extend(
+        self,
+        spread: Spread,
+        present: Iterable[DiskId],
+        *,
+        random: Random,
+        avoid: Collection[DiskId] = (),
+    ) -> DiskId:
+        """See `PlacementMap.extend`."""
+        return self._placement_map().extend(spread, present, random=random, avoid=avoid)
+
+    def allows(self, spread: Spread, present: Iterable[DiskId], disk: DiskId) -> bool:
+        """See `PlacementMap.allows`."""
+        return self._placement_map().allows(spread, present, disk)
 
     def _placement_map(self) -> PlacementMap:
         if self._map is None:
@@ -259,6 +325,10 @@ class Liveness:
         """Of the disks that are known, each once."""
         known = self._disks
         return tuple(known[disk].location for disk in dict.fromkeys(disks) if disk in known)
+
+    def dead(self) -> list[DiskId]:
+        """Disks that are given up: DOWN or FAILED."""
+        return [number for number, disk in self._disks.items() if disk.state in DEAD]
 
     def serving(self) -> list[DiskLocation]:
         """All disks that answer now."""
@@ -350,14 +420,17 @@ class Liveness:
         )
 
 
-def _disk_state(server: DiskState, report: DiskReport | None) -> DiskState:
-    if server is not DiskState.UP:
-        return server
+def _disk_state(entry: _Server, disk: _Disk, now: float) -> DiskState:
+    if entry.state is not DiskState.UP:
+        return entry.state
+    report = disk.report
     if report is None or report.failed:
         return DiskState.FAILED
+    if disk.record.draining:
+        return DiskState.DRAINING
     if report.free < min(FULL_BELOW_BYTES, report.capacity // FULL_BELOW_SHARE) or not report.free:
         return DiskState.FULL
-    return DiskState.UP
+    return DiskState.UP if now >= entry.steady_at else DiskState.UNSTEADY
 
 
 def _disk_info(disk: _Disk) -> DiskInfo:

@@ -5,13 +5,20 @@ a number when it first sees it, and that number stays. Whether they are alive is
 state but observation: see `liveness`.
 """
 
+import errno
 from typing import Final
 
 from msgspec.structs import replace
 
-from dfs.core.errors import ConfigError
+from dfs.core.errors import ConfigError, FileSystemError
 from dfs.core.ids import DiskId, ServerId
-from dfs.master.commands import DiskIdentity, RegisterServer, Registration
+from dfs.master.commands import (
+    DiskIdentity,
+    ForgetDisks,
+    RegisterServer,
+    Registration,
+    SetDraining,
+)
 from dfs.master.keyspace import (
     DISK,
     SERVER,
@@ -23,10 +30,13 @@ from dfs.master.keyspace import (
     decode_server,
     disk_by_uuid_key,
     disk_key,
+    doomed_key,
     encode,
+    fragment_by_disk_key,
     from_u64,
     get_counters,
     put_counters,
+    removed_disk_key,
     scan_prefix,
     server_by_uuid_key,
     server_key,
@@ -45,9 +55,15 @@ def register(txn: Writer, command: RegisterServer) -> Registration:
 
     Registering again without a change writes nothing.
 
-    Raises ConfigError for values that cannot be kept.
+    Raises ConfigError for values that cannot be kept, and for disks that were removed.
     """
     _check(command)
+    for disk in command.disks:
+        if txn.get(removed_disk_key(disk.uuid)) is not None:
+            raise ConfigError(
+                f"disk {disk.path} of {command.address} was removed from this cluster",
+                hint="stop this chunk server; to use the disk again, empty its directory first",
+            )
     known = txn.get(server_by_uuid_key(command.uuid))
     number = _next_server(txn) if known is None else from_u64(known)
     server = ServerRecord(
@@ -61,7 +77,9 @@ def register(txn: Writer, command: RegisterServer) -> Registration:
 def _disk(txn: Writer, server: ServerId, identity: DiskIdentity) -> DiskRecord:
     known = txn.get(disk_by_uuid_key(identity.uuid))
     number = _next_disk(txn) if known is None else from_u64(known)
-    disk = DiskRecord(number, identity.uuid, server, identity.path)
+    old = None if known is None else txn.get(disk_key(number))
+    draining = old is not None and decode_disk(old).draining
+    disk = DiskRecord(number, identity.uuid, server, identity.path, draining)
     _put(txn, disk_key(number), encode(disk))
     _put(txn, disk_by_uuid_key(identity.uuid), u64(number))
     return disk
@@ -98,6 +116,44 @@ def _next_disk(txn: Writer) -> DiskId:
     counters = get_counters(txn)
     put_counters(txn, replace(counters, next_disk=counters.next_disk + 1))
     return counters.next_disk
+
+
+def set_draining(txn: Writer, command: SetDraining) -> None:
+    """See `SetDraining`."""
+    for number in command.disks:
+        raw = txn.get(disk_key(number))
+        if raw is not None:
+            _put(
+                txn, disk_key(number), encode(replace(decode_disk(raw), draining=command.draining))
+            )
+
+
+def forget(txn: Writer, command: ForgetDisks) -> None:
+    """See `ForgetDisks`."""
+    servers = set()
+    for number in command.disks:
+        raw = txn.get(disk_key(number))
+        if raw is None:
+            continue
+        for start, end in (
+            (fragment_by_disk_key(number, 0), fragment_by_disk_key(number + 1, 0)),
+            (doomed_key(number, 0), doomed_key(number + 1, 0)),
+        ):
+            if next(txn.scan(start, end), None) is not None:
+                raise FileSystemError(
+                    f"disk {number} still has fragments", errno=errno.EBUSY, hint="drain it first"
+                )
+        disk = decode_disk(raw)
+        txn.put(removed_disk_key(disk.uuid), u64(command.time_ns))
+        txn.delete(disk_key(number))
+        txn.delete(disk_by_uuid_key(disk.uuid))
+        servers.add(disk.server)
+    left = {disk.server for disk in all_disks(txn)}
+    for server in servers - left:
+        raw = txn.get(server_key(server))
+        if raw is not None:
+            txn.delete(server_key(server))
+            txn.delete(server_by_uuid_key(decode_server(raw).uuid))
 
 
 def all_servers(reader: Reader) -> list[ServerRecord]:

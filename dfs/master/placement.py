@@ -8,10 +8,12 @@ with room have one too, so that domains are filled evenly; a server that got one
 good, unless the policy spreads over disks only. Updating a disk and drawing one both cost
 O(log n).
 
-Owned by `membership.Membership`, which feeds it from heartbeats; called by `service`.
+Owned by `liveness.Liveness`, which feeds it from heartbeats.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from random import Random
 from typing import Final
 
@@ -42,7 +44,7 @@ class DiskView(msgspec.Struct, frozen=True):
     rack: str
     zone: str
     state: DiskState
-    """UP and nothing else takes new data."""
+    """UP takes new data; UNSTEADY only where nothing else can."""
     capacity: int
     free: int
     """Bytes dfs may still write."""
@@ -163,9 +165,17 @@ class _Hierarchy:
             weight = domain.tree.total
 
 
+UNSTEADY_SHARE: Final = 4096
+"""A disk that is not trusted yet weighs as much as one with so many times less room."""
+
+
 def weight_of(view: DiskView) -> int:
     """Weight of a disk in random draws: its free bytes, or 0 where it takes no new data."""
-    return max(0, view.free) if view.state is DiskState.UP else 0
+    if view.state is DiskState.UP:
+        return max(0, view.free)
+    if view.state is DiskState.UNSTEADY and view.free > 0:
+        return max(1, view.free // UNSTEADY_SHARE)
+    return 0
 
 
 class _Draw:
@@ -218,6 +228,18 @@ class _Draw:
             self._set(domain, 0)
             self._waiting.setdefault(id(domain.parent), []).append(domain)
             domain = domain.parent
+
+    def reaches(self, leaf: _Domain) -> bool:
+        """Whether the next fragment may go to this disk, by what has been drawn so far."""
+        way = [leaf]
+        while way[-1].parent is not None:
+            way.append(way[-1].parent)
+        for domain, child in pairwise(reversed(way)):
+            if domain.tree.total == 0 and not self._next_round(domain):
+                return False
+            if domain.tree.get(child.slot) == 0:
+                return False
+        return True
 
     def _next_round(self, domain: _Domain) -> bool:
         """All children with room have a fragment: let those in again that can take another."""
@@ -319,6 +341,52 @@ class PlacementMap:
                 return Placement(redundancy, tuple(disks))
         raise self._refusal(policy, redundancy)
 
+    def extend(
+        self,
+        spread: Spread,
+        present: Iterable[DiskId],
+        *,
+        random: Random,
+        avoid: Collection[DiskId] = (),
+    ) -> DiskId:
+        """A disk for one more fragment of a chunk that has some on `present` already; 0: none.
+
+        As far from those as `spread` asks, where the disks there are allow it.
+        """
+        with self._begun(spread, present, random, avoid) as draw:
+            return draw.disks[-1] if draw.next() else 0
+
+    def allows(self, spread: Spread, present: Iterable[DiskId], disk: DiskId) -> bool:
+        """Whether `extend` could answer `disk`."""
+        with self._begun(spread, present, Random(0), ()) as draw:
+            leaf = self._hierarchy(spread).leaves.get(disk)
+            return leaf is not None and draw.reaches(leaf)
+
+    @contextmanager
+    def _begun(
+        self,
+        spread: Spread,
+        present: Iterable[DiskId],
+        random: Random,
+        avoid: Collection[DiskId],
+    ) -> Iterator[_Draw]:
+        hierarchy = self._hierarchy(spread)
+        draw = _Draw(hierarchy, spread, random)
+        try:
+            draw.avoid(avoid)
+            for disk in present:
+                if disk in hierarchy.leaves:
+                    draw.take(hierarchy.leaves[disk])
+            yield draw
+        finally:
+            draw.undo()
+
+    def _hierarchy(self, spread: Spread) -> _Hierarchy:
+        hierarchy = self._hierarchies.get(spread)
+        if hierarchy is None:
+            hierarchy = self._hierarchies[spread] = _Hierarchy(self._views.values(), spread)
+        return hierarchy
+
     def _redundancy_for(self, policy: Policy) -> Redundancy:
         over_disks = policy.spread is Spread.DISK
         present = len(self._views) if over_disks else self.servers
@@ -335,18 +403,11 @@ class PlacementMap:
     def _draw(
         self, spread: Spread, width: int, random: Random, avoid: Collection[DiskId], near: str
     ) -> list[DiskId]:
-        hierarchy = self._hierarchies.get(spread)
-        if hierarchy is None:
-            hierarchy = self._hierarchies[spread] = _Hierarchy(self._views.values(), spread)
-        draw = _Draw(hierarchy, spread, random)
-        try:
-            draw.avoid(avoid)
+        with self._begun(spread, (), random, avoid) as draw:
             if near and (local := self._local(near, avoid, random)):
-                draw.take(hierarchy.leaves[local])
+                draw.take(self._hierarchy(spread).leaves[local])
             while len(draw.disks) < width and draw.next():
                 pass
-        finally:
-            draw.undo()
         return draw.disks
 
     def _local(self, near: str, avoid: Collection[DiskId], random: Random) -> DiskId:
@@ -364,7 +425,8 @@ class PlacementMap:
     def _refusal(self, policy: Policy, redundancy: Redundancy) -> DfsError:
         over_disks = policy.spread is Spread.DISK
         what = "disk" if over_disks else "server"
-        alive = [v for v in self._views.values() if v.state in (DiskState.UP, DiskState.FULL)]
+        takes = (DiskState.UP, DiskState.UNSTEADY, DiskState.FULL)
+        alive = [view for view in self._views.values() if view.state in takes]
         up = len(alive) if over_disks else len({view.server for view in alive})
         rule = f"policy {policy.name!r} ({policy.redundancy}) needs at least "
         rule += _count(redundancy.write_minimum, what)

@@ -8,11 +8,19 @@ import trio
 
 from dfs.core.chunk import DiskState
 from dfs.core.errors import BusyError, ProtocolError
-from dfs.core.ids import ServerId
+from dfs.core.ids import DiskId, ServerId
 from dfs.master import chunk_reports
 from dfs.master.backup.holding import Holding
 from dfs.master.chunk_reports import ReportBook
-from dfs.master.commands import DiskIdentity, MarkFragments, RegisterServer, Registration
+from dfs.master.claims import Claims
+from dfs.master.commands import (
+    DiskIdentity,
+    MarkFragments,
+    MarkStale,
+    PlaceFragment,
+    RegisterServer,
+    Registration,
+)
 from dfs.master.jobs.seal import Unsealed
 from dfs.master.journal import Journal
 from dfs.master.keyspace import (
@@ -49,6 +57,7 @@ class ServerService:
         liveness: Liveness,
         reports: ReportBook,
         holding: Holding,
+        claims: Claims,
         add_unsealed: Callable[[Unsealed], None],
         on_registered: Callable[[str], None],
         clock: Callable[[], float],
@@ -62,6 +71,7 @@ class ServerService:
         self._liveness = liveness
         self._reports = reports
         self._holding = holding
+        self._claims = claims
         self._add_unsealed = add_unsealed
         self._on_registered = on_registered
         self._clock = clock
@@ -212,11 +222,13 @@ class ServerService:
                     next_chunk=get_counters(self._reader).next_chunk,
                     horizon=horizon,
                     spared=self._reports.spared,
+                    alive=self._liveness.presumed_alive,
                     limit=STRETCH_ROWS,
                 )
                 if plan.marks:
                     changed += len(plan.marks)
                     self._journal.append(MarkFragments(self._now_ns(), plan.marks))
+                changed += self._settle_unlisted(disk, plan)
                 for chunk, length in plan.unsealed:
                     self._add_unsealed(Unsealed(disk, chunk, length))
                 drop.extend(plan.drop)
@@ -224,7 +236,7 @@ class ServerService:
                 await trio.lowlevel.checkpoint()
         if changed or drop:
             log.info(
-                "disk %d: %d fragments noted as lost or found, %d to delete",
+                "disk %d: %d fragments noted as lost, found, adopted or stale, %d to delete",
                 disk,
                 changed,
                 len(drop),
@@ -245,6 +257,18 @@ class ServerService:
         if request.last:
             self._reports.finished(disk)
         return m.ReportChunksReply(tuple(useless))
+
+    def _settle_unlisted(self, disk: DiskId, plan: chunk_reports.Plan) -> int:
+        """What the disk holds beyond the master's list: adopt it, or have it deleted."""
+        claims, journal, now_ns = self._claims, self._journal, self._now_ns()
+        stale = tuple(held for held in plan.stale if held[0] not in claims.moving)
+        if stale:
+            journal.append(MarkStale(now_ns, disk, stale))
+        adopted = 0
+        for chunk, index in plan.adopt:
+            if not claims.is_deleting(disk, chunk):
+                adopted += journal.append(PlaceFragment(now_ns, chunk, index, disk, True))
+        return len(stale) + adopted
 
 
 def _reachable(address: str, peer: Peer) -> str:

@@ -285,7 +285,7 @@ class ClientService:
             )
         )
         self._leases.heard(request.session)
-        self._reports.note_sealed(request.chunk)
+        self._reports.note_changed(request.chunk)
         return m.Empty()
 
     def report_fragments(self, _: Peer, request: m.ReportFragments, __: memoryview) -> m.Empty:

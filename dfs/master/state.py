@@ -20,12 +20,15 @@ from dfs.master import (
     chunks,
     commands,
     delegations,
+    fragments,
+    job_table,
     membership,
     operations,
     policies,
     purge,
     runs,
     sessions,
+    upgrades,
 )
 from dfs.master.backup import hold
 from dfs.master.check import mend
@@ -62,6 +65,7 @@ def format_store(txn: Transaction, command: commands.Format) -> None:
     put_counters(txn, Counters(inodes=1))
     policies.put_built_in(txn)
     now = command.time_ns
+    job_table.put_standing(txn, now)
     put_inode(
         txn,
         Inode(
@@ -82,6 +86,7 @@ def format_store(txn: Transaction, command: commands.Format) -> None:
 
 def start_master(txn: Transaction, command: commands.StartMaster) -> None:
     """Servers and disks are known by their UUIDs: their numbers, which people read, need no gap."""
+    upgrades.upgrade(txn, command.time_ns)
     counters = get_counters(txn)
     put_counters(
         txn,
@@ -113,13 +118,23 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.AllocateChunks: chunks.allocate,
     commands.SealChunk: chunks.seal,
     commands.SealAbandoned: chunks.seal_abandoned,
-    commands.MarkFragments: chunks.mark,
+    commands.MarkFragments: fragments.mark,
     commands.DropFragments: chunks.drop_fragments,
+    commands.PlaceFragment: fragments.place,
+    commands.MarkVerified: fragments.mark_verified,
+    commands.MarkStale: fragments.mark_stale,
+    commands.AbandonFragments: fragments.abandon,
     commands.RegisterServer: membership.register,
     commands.MendMetadata: mend.mend,
     commands.CompleteRestore: hold.complete,
     commands.ConfirmRestore: hold.confirm,
     commands.RaiseNextChunk: hold.raise_next_chunk,
+    commands.SetDraining: membership.set_draining,
+    commands.ForgetDisks: membership.forget,
+    commands.StartJob: job_table.start,
+    commands.UpdateJobs: job_table.update,
+    commands.SetJobState: job_table.set_state,
+    commands.SetBudget: job_table.set_budget,
 }
 
 _REPLIES: Final[dict[type[SessionCommand[Any]], Callable[[bytes], Any]]] = {

@@ -839,7 +839,7 @@ class SetDraining(Message, frozen=True):
 class RemoveDisks(Message, frozen=True):
     """Forget a server (with its disks), or single disks.
 
-    Refused (BusyError) while one of the disks is alive and not empty, or holds a fragment that
+    Refused (EBUSY) while one of the disks is alive and not empty, or holds a fragment that
     some chunk cannot do without.
     """
 

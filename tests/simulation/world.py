@@ -5,7 +5,7 @@ blocking calls run inline. Disks are real directories, the master's store lives 
 outlives the master, as a disk would.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -22,7 +22,9 @@ from dfs.client import Client
 from dfs.core.chunk import DiskState
 from dfs.master import invariants
 from dfs.master.daemon import Master
+from dfs.master.keyspace import CHUNK, decode_chunk, scan_prefix
 from dfs.master.liveness import Timing
+from dfs.master.membership import all_disks, all_servers
 from dfs.wire.memory import MemoryNetwork
 from tests.simulation.power import PowerCutStore
 
@@ -63,8 +65,20 @@ class _Host:
 class World:
     """Made inside trio; everything runs in `nursery`."""
 
-    def __init__(self, root: Path, seed: int, nursery: trio.Nursery, *, servers: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        seed: int,
+        nursery: trio.Nursery,
+        *,
+        servers: int,
+        capacity_bytes: int | None = None,
+        racks: Mapping[str, str] | None = None,
+    ) -> None:
+        """`capacity_bytes`: of each disk. `racks`: of servers, by name."""
         self.root = root
+        self._capacity_bytes = capacity_bytes
+        self._racks = racks or {}
         self.random = Random(seed)
         self.network = MemoryNetwork(Random(self.random.getrandbits(64)))
         self.store = PowerCutStore()
@@ -122,6 +136,8 @@ class World:
             master=(MASTER,),
             disks=(str(self.root / name),),
             advertise=address,
+            capacity_bytes=self._capacity_bytes,
+            rack=self._racks.get(name, ""),
             reserve=Reserve(0.0, 0, 0),
         )
         await run_chunkserver(
@@ -133,6 +149,13 @@ class World:
             signals=False,
             task_status=task_status,
         )
+
+    async def add_server(self) -> str:
+        """One more chunk server joins."""
+        name = f"cs{len(self.servers) + 1}"
+        self.servers.append(name)
+        await self.start_host(name)
+        return name
 
     async def crash(self, name: str) -> None:
         """End a program in the middle of whatever it does; nobody is told."""
@@ -192,6 +215,47 @@ class World:
         """Every invariant of the master's tables."""
         problems = invariants.check(self.store)
         assert not problems, "\n".join(problems[:20])
+
+    def not_whole(self, *gone: str) -> list[str]:
+        """Chunks that lack a fragment, or count on one that is not on its server's disk.
+
+        Servers in `gone` hold nothing.
+        """
+        held = {(server, name.chunk, name.index) for server, name in self.fragments()}
+        names = {record.disk: record.server for record in all_disks(self.store)}
+        hosts = {
+            record.server: record.address.partition(":")[0] for record in all_servers(self.store)
+        }
+        wrong = []
+        for _, value in scan_prefix(self.store, CHUNK):
+            chunk = decode_chunk(value)
+            where = [(hosts[names[good.disk]], good.index) for good in chunk.good]
+            there = [
+                place
+                for place in where
+                if place[0] not in gone and (place[0], chunk.chunk, place[1]) in held
+            ]
+            if len(there) < chunk.width:
+                wrong.append(f"{chunk} is on {there}")
+        return wrong
+
+    def unlisted(self) -> list[tuple[str, FragmentName]]:
+        """Fragment files that no chunk counts on."""
+        names = {record.disk: record.server for record in all_disks(self.store)}
+        hosts = {
+            record.server: record.address.partition(":")[0] for record in all_servers(self.store)
+        }
+        listed = {
+            (hosts[names[fragment.disk]], chunk.chunk, fragment.index)
+            for _, value in scan_prefix(self.store, CHUNK)
+            for chunk in [decode_chunk(value)]
+            for fragment in chunk.fragments
+        }
+        return [
+            (server, name)
+            for server, name in self.fragments()
+            if (server, name.chunk, name.index) not in listed
+        ]
 
     def fragments(self) -> list[tuple[str, FragmentName]]:
         """(server, name) of every fragment file on the disks."""

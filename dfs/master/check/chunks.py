@@ -33,6 +33,7 @@ def check_chunks(walk: Walk) -> Found:
             yield from _live(chunk, live)
             yield from _owner(walk, chunk)
             yield from _fragments(walk, chunk)
+            yield from _redundancy(walk, chunk)
     yield from _mirrors(walk)
 
 
@@ -98,6 +99,24 @@ def _fragments(walk: Walk, chunk: Chunk) -> Found:
             )
 
 
+def _redundancy(walk: Walk, chunk: Chunk) -> Found:
+    number = chunk.chunk
+    indexes = {fragment.index for fragment in chunk.good}
+    if len(indexes) < len(chunk.good) or any(index >= chunk.width for index in indexes):
+        yield Problem(
+            f"chunk {number} has a good fragment twice, or one that it cannot have",
+            todo="restart its servers: their reports settle what is there",
+        )
+    wants = chunk.state is ChunkState.SEALED and len(indexes) < chunk.width
+    if wants != (walk.reader.get(keys.wanting_key(number)) is not None):
+        yield Problem(
+            f"chunk {number} lacks a fragment and is not in the wanting table"
+            if wants
+            else f"chunk {number} is in the wanting table by mistake",
+            IndexChunk(number),
+        )
+
+
 # ------------------------------------------------------------------ the other way round
 
 
@@ -107,6 +126,8 @@ def _mirrors(walk: Walk) -> Found:
     if walk.unindexed or walk.seen["extents by chunk"] != walk.seen["extents"]:
         yield from _extents_by_chunk(walk)
     yield from _by_disk(walk)
+    yield from _stale(walk)
+    yield from _wanting(walk)
     yield from _by_session(walk)
 
 
@@ -124,7 +145,9 @@ def _extents_by_chunk(walk: Walk) -> Found:
 
 def _by_disk(walk: Walk) -> Found:
     for table, what in ((keys.FRAGMENT_BY_DISK, "listed for"), (keys.DOOMED, "doomed on")):
-        for key, _ in walk.rows(table):
+        for key, value in walk.rows(table):
+            if table == keys.DOOMED and value:
+                continue
             disk, number = keys.fragment_by_disk_place(key)
             chunk = walk.chunk(number)
             held = chunk is not None and any(each.disk == disk for each in chunk.fragments)
@@ -132,6 +155,28 @@ def _by_disk(walk: Walk) -> Found:
                 held = held and chunk.state is ChunkState.DOOMED
             if not held:
                 yield Problem(f"chunk {number} is {what} disk {disk} by mistake", DropRow(key))
+
+
+def _stale(walk: Walk) -> Found:
+    for key, value in walk.rows(keys.DOOMED):
+        if not value:
+            continue
+        walk.seen["stale"] += 1
+        disk, number = keys.fragment_by_disk_place(key)
+        chunk = walk.chunk(number)
+        if chunk is not None and chunk.on(disk) is not None:
+            yield Problem(
+                f"the fragment of chunk {number} on disk {disk} is called stale", DropRow(key)
+            )
+
+
+def _wanting(walk: Walk) -> Found:
+    for key, _ in walk.rows(keys.WANTING):
+        walk.seen["wanting"] += 1
+        if walk.reader.get(keys.chunk_key(key_id(key))) is None:
+            yield Problem(
+                f"chunk {key_id(key)} is in the wanting table and does not exist", DropRow(key)
+            )
 
 
 def _by_session(walk: Walk) -> Found:

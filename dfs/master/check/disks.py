@@ -154,7 +154,8 @@ class _DiskCheck:
                 stretch,
                 next_chunk=get_counters(context.reader).next_chunk,
                 horizon=horizon,
-                spared=(),
+                spared=context.claims.moving,
+                alive=context.liveness.presumed_alive,
                 limit=STRETCH_ROWS,
             )
             self._extra += plan.drop

@@ -59,7 +59,7 @@ class SettleExtent(Fix, frozen=True, tag=4):
 
 
 class IndexChunk(Fix, frozen=True, tag=5):
-    """Enter a chunk into the tables that mirror it: by disk, by session, doomed."""
+    """Enter a chunk into the tables that mirror it: by disk, by session, doomed, wanting."""
 
     chunk: ChunkId
 
@@ -184,6 +184,9 @@ class AdjustCounters(Fix, frozen=True, tag=32):
     next_inode: int = 0
     next_chunk: int = 0
     next_session: int = 0
+    wanting: int = 0
+    stale: int = 0
+    next_job: int = 0
 
 
 AnyFix: TypeAlias = (

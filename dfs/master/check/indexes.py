@@ -121,6 +121,8 @@ def check_counters(walk: Walk) -> Found:
         chunks_open=seen[ChunkState.OPEN.name],
         chunks_doomed=seen[ChunkState.DOOMED.name],
         purging=seen["purging"],
+        wanting=seen["wanting"],
+        stale=seen["stale"],
     )
     if counters != expected:
         yield Problem(
@@ -132,12 +134,16 @@ def check_counters(walk: Walk) -> Found:
                 chunks_open=expected.chunks_open - counters.chunks_open,
                 chunks_doomed=expected.chunks_doomed - counters.chunks_doomed,
                 purging=expected.purging - counters.purging,
+                wanting=expected.wanting - counters.wanting,
+                stale=expected.stale - counters.stale,
             ),
         )
+    last_job = max((key_id(key) for key, _ in scan_prefix(walk.reader, keys.JOB)), default=0)
     for name, last, next_id, fix in (
         ("inode", walk.last_inode, counters.next_inode, "next_inode"),
         ("chunk", walk.last_chunk, counters.next_chunk, "next_chunk"),
         ("session", max(walk.sessions, default=0), counters.next_session, "next_session"),
+        ("job", last_job, counters.next_job, "next_job"),
     ):
         if last >= next_id:
             yield Problem(

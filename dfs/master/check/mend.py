@@ -102,11 +102,14 @@ def _adjust_counters(ctx: Context, fix: fixes.AdjustCounters) -> bool:
     counters = get_counters(ctx.txn)
     added = {
         name: getattr(counters, name) + getattr(fix, name)
-        for name in ("inodes", "live", "chunks", "chunks_open", "chunks_doomed", "purging")
+        for name in (
+            *("inodes", "live", "chunks", "chunks_open", "chunks_doomed"),
+            *("purging", "wanting", "stale"),
+        )
     }
     raised = {
         name: max(getattr(counters, name), getattr(fix, name))
-        for name in ("next_inode", "next_chunk", "next_session")
+        for name in ("next_inode", "next_chunk", "next_session", "next_job")
     }
     if min(added.values()) < 0:
         return False

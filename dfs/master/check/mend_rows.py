@@ -10,6 +10,7 @@ from dfs.core.chunk import Chunk, ChunkState, Fragment
 from dfs.core.ids import DEFAULT_POLICY, ROOT_INODE, InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.master import extents, trims
+from dfs.master import fragments as of_chunks
 from dfs.master import keyspace as keys
 from dfs.master.check import fixes
 from dfs.master.check.indexes import INDEXES
@@ -175,13 +176,13 @@ def index_chunk(ctx: Context, fix: fixes.IndexChunk) -> bool:
     owner = chunk.owner if is_open and is_known(txn, chunk.owner) else 0
     if owner != chunk.owner:
         txn.delete(keys.chunk_by_session_key(chunk.owner, number))
-        put_chunk(txn, changed(chunk, owner=owner))
     if is_open:
         txn.put(keys.chunk_by_session_key(owner, number), b"")
     for fragment in chunk.fragments:
         txn.put(keys.fragment_by_disk_key(fragment.disk, number), bytes((fragment.index,)))
         if chunk.state is ChunkState.DOOMED:
             txn.put(keys.doomed_key(fragment.disk, number), b"")
+    of_chunks.settle(txn, changed(chunk, owner=owner), ctx.now)
     return True
 
 
@@ -213,6 +214,8 @@ def rebuild_chunk(ctx: Context, fix: fixes.RebuildChunk) -> bool:
     txn.put(keys.chunk_by_session_key(0, number), b"")
     for fragment in fragments:
         txn.put(keys.fragment_by_disk_key(fragment.disk, number), bytes((fragment.index,)))
+        # It may have been stale there: now it counts, and must not be deleted.
+        of_chunks.forget_stale(txn, fragment.disk, number)
     counters = get_counters(txn)
     put_counters(
         txn,
@@ -271,6 +274,9 @@ def _no_fragment(reader: Reader, key: bytes, _: bytes) -> bool:
 
 
 def _not_doomed(reader: Reader, key: bytes, raw: bytes) -> bool:
+    if raw:
+        # A stale fragment: wrong only where the chunk counts on that disk.
+        return not _no_fragment(reader, key, raw)
     chunk = sound_chunk(reader, second_id(key))
     return chunk is None or chunk.state is not ChunkState.DOOMED or _no_fragment(reader, key, raw)
 
@@ -306,6 +312,7 @@ _USELESS: Final[dict[bytes, Callable[[Reader, bytes, bytes], bool]]] = {
     keys.CHUNK_BY_SESSION: _not_owned,
     keys.DELEGATION_BY_SESSION: _not_delegated,
     keys.RESERVED: _not_reserved,
+    keys.WANTING: lambda reader, key, _: sound_chunk(reader, key_id(key)) is None,
     keys.LEFTOVERS: lambda reader, key, _: get_session(reader, key_id(key)) is not None,
     keys.REPLY: lambda reader, key, _: not is_known(reader, key_id(key)),
     **{index.table: _leads_astray for index in INDEXES.values()},

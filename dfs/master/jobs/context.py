@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
+from dfs.master.chunk_reports import ReportBook
+from dfs.master.claims import Claims
 from dfs.master.journal import Journal
 from dfs.master.keyspace import Reader
 from dfs.master.liveness import Liveness
@@ -20,3 +23,8 @@ class JobContext:
     """Calls chunk servers."""
     now_ns: Callable[[], int]
     """Wall clock, for commands."""
+    claims: Claims
+    """What is under way with single chunks."""
+    reports: ReportBook
+    """Told of fragments that are new on a disk."""
+    random: Random

@@ -1,25 +1,25 @@
 """Freeing what nobody refers to any more: rows of removed files, fragments of doomed chunks.
 
 `PurgeFiles` works through the purge queue of the state, one bounded command after the other.
-`PurgeFragments` tells disks to delete their fragments of doomed chunks, and has the state forget
-them once the disk says that they are gone. The doomed table is in order of disk, so disks
-that are down keep their rows, cost nothing, and are served when they return.
+`PurgeFragments` tells disks to delete their fragments of doomed chunks and their stale ones, and
+has the state forget them once the disk says that they are gone. A stale one waits until its chunk
+is whole. The doomed table is in order of disk, so disks that are down keep their rows, cost
+nothing, and are served when they return.
 """
 
 import logging
-from itertools import islice
 from typing import Final
 
 import trio
 
-from dfs.core.chunk import DiskLocation
+from dfs.core.chunk import ChunkState, DiskLocation
 from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId, DiskId, InodeId
-from dfs.master import purge
+from dfs.master import chunk_reports, fragments, purge
 from dfs.master.backup import hold
 from dfs.master.commands import DropFragments, PurgeStep
 from dfs.master.jobs.context import JobContext
-from dfs.master.keyspace import Reader, doomed_key, get_counters, second_id
+from dfs.master.keyspace import get_chunk, get_counters
 from dfs.wire.messages import DeleteFragments, Empty
 
 log = logging.getLogger(__name__)
@@ -70,46 +70,56 @@ class PurgeFragments:
     async def run_once(self) -> bool:
         """A batch from each disk that can be reached. True if any disk has more."""
         reader = self._context.reader
-        if not get_counters(reader).chunks_doomed or hold.is_held(reader):
+        counters = get_counters(reader)
+        if not (counters.chunks_doomed or counters.stale) or hold.is_held(reader):
             return False
         more: list[DiskId] = []
         async with trio.open_nursery() as nursery:
             for place in self._context.liveness.serving():
-                batch = doomed_on(
-                    self._context.reader, place.disk, self._after.get(place.disk, 0), DELETE_BATCH
-                )
+                after = self._after.get(place.disk, 0)
+                batch = fragments.doomed_on(self._context.reader, place.disk, after, DELETE_BATCH)
                 if batch:
                     nursery.start_soon(self._delete_batch, place, batch, more)
-                elif self._after.pop(place.disk, 0):
-                    more.append(place.disk)
+                else:
+                    self._after.pop(place.disk, None)
                 await trio.lowlevel.checkpoint()
         return bool(more)
 
     async def _delete_batch(
-        self, place: DiskLocation, batch: list[ChunkId], more: list[DiskId]
+        self, place: DiskLocation, batch: list[tuple[ChunkId, int | None]], more: list[DiskId]
     ) -> None:
         context = self._context
         disk = place.disk
         async with self._limit:
-            # After a power cut the master must not come back with files that still need them.
-            await context.journal.sync()
-            request = DeleteFragments(disk, tuple(batch))
-            try:
-                await context.pool.call(place.address, request, Empty, timeout_s=DELETE_TIMEOUT_S)
-            except DfsError as error:
-                log.info("disk %d at %s deletes nothing now: %s", disk, place.address, error)
-                return
-            for start in range(0, len(batch), DROP_BATCH):
-                part = tuple(batch[start : start + DROP_BATCH])
-                context.journal.append(
-                    DropFragments(time_ns=context.now_ns(), disk=disk, chunks=part)
-                )
-                await trio.lowlevel.checkpoint()
-            self._after[disk] = batch[-1]
+            chunks = [chunk for chunk, index in batch if index is None or self._is_useless(chunk)]
+            with context.claims.deletion(disk, chunks):
+                # After a power cut the master must not come back with files that still need them.
+                await context.journal.sync()
+                if chunks and not await self._delete(place, chunks):
+                    return
+                for start in range(0, len(chunks), DROP_BATCH):
+                    part = tuple(chunks[start : start + DROP_BATCH])
+                    context.journal.append(
+                        DropFragments(time_ns=context.now_ns(), disk=disk, chunks=part)
+                    )
+                    await trio.lowlevel.checkpoint()
+            self._after[disk] = batch[-1][0]
             more.append(disk)
 
+    def _is_useless(self, chunk_id: ChunkId) -> bool:
+        """A stale fragment is kept while its chunk is not whole on disks that are alive."""
+        reader = self._context.reader
+        chunk = get_chunk(reader, chunk_id)
+        if chunk is None or chunk.state is ChunkState.DOOMED:
+            return not chunk_reports.needed(reader, (chunk_id,))
+        alive = self._context.liveness.presumed_alive
+        return sum(alive(fragment.disk) for fragment in chunk.good) >= chunk.width
 
-def doomed_on(reader: Reader, disk: DiskId, after: ChunkId, limit: int) -> list[ChunkId]:
-    """Doomed chunks that the disk has fragments of, in order, past `after`."""
-    rows = reader.scan(doomed_key(disk, after + 1), doomed_key(disk + 1, 0))
-    return [second_id(key) for key, _ in islice(rows, limit)]
+    async def _delete(self, place: DiskLocation, chunks: list[ChunkId]) -> bool:
+        request = DeleteFragments(place.disk, tuple(chunks))
+        try:
+            await self._context.pool.call(place.address, request, Empty, timeout_s=DELETE_TIMEOUT_S)
+        except DfsError as error:
+            log.info("disk %d at %s deletes nothing now: %s", place.disk, place.address, error)
+            return False
+        return True

@@ -4,7 +4,7 @@ import pytest
 
 from dfs.core.chunk import FragmentState
 from dfs.core.errors import ProtocolError
-from dfs.master import chunk_reports, chunks
+from dfs.master import chunk_reports, chunks, fragments
 from dfs.master.chunk_reports import ASK_AGAIN_S, END, Plan, ReportBook, Stretch
 from dfs.master.commands import (
     AllocateChunks,
@@ -32,7 +32,7 @@ def sealed(txn: Transaction, *disks: int, state: FragmentState = FragmentState.G
     """A chunk of LENGTH bytes on `disks`; `state` is that of the fragment on DISK."""
     chunk = opened(txn, *(disks or (DISK, 2, 3)))
     chunks.seal(txn, SealChunk(0, 7, 1, chunk, LENGTH))
-    chunks.mark(txn, MarkFragments(0, (FragmentMark(chunk, DISK, state),)))
+    fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, DISK, state),)))
     return chunk
 
 
@@ -49,19 +49,24 @@ def held(chunk: int, index: int = 0, length: int = LENGTH, *, sealed: bool = Tru
 
 def plan(
     txn: Transaction,
-    *fragments: HeldFragment,
+    *holds: HeldFragment,
     horizon: int | None = None,
     spared: frozenset[int] = frozenset(),
+    dead: frozenset[int] = frozenset(),
 ) -> Plan:
     next_chunk = get_counters(txn).next_chunk
     return chunk_reports.plan(
         txn,
-        Stretch(DISK, 0, END, fragments),
+        Stretch(DISK, 0, END, holds),
         next_chunk=next_chunk,
         horizon=next_chunk if horizon is None else horizon,
         spared=spared,
+        alive=lambda disk: disk not in dead,
         limit=100,
     )
+
+
+NOTHING = Plan((), (), (), (), (), END)
 
 
 def marked(found: Plan) -> dict[int, FragmentState]:
@@ -70,7 +75,7 @@ def marked(found: Plan) -> dict[int, FragmentState]:
 
 def test_a_disk_that_holds_what_it_should_is_left_alone(txn: Transaction) -> None:
     one, other = sealed(txn), sealed(txn)
-    assert plan(txn, held(one), held(other)) == Plan((), (), (), END)
+    assert plan(txn, held(one), held(other)) == NOTHING
 
 
 def test_fragments_of_chunks_that_are_gone_or_doomed_are_dropped(txn: Transaction) -> None:
@@ -87,10 +92,23 @@ def test_a_chunk_the_master_has_not_made_yet_is_kept(txn: Transaction) -> None:
     assert plan(txn, held(get_counters(txn).next_chunk)).drop == ()
 
 
-def test_a_fragment_that_lies_elsewhere_by_now_is_dropped(txn: Transaction) -> None:
+def test_a_fragment_that_lies_elsewhere_by_now_is_stale(txn: Transaction) -> None:
     moved = sealed(txn, 2, 3, 4)
-    spare = sealed(txn, 2, 3)
-    assert plan(txn, held(moved, 1), held(spare, 2)).drop == (moved,)
+    found = plan(txn, held(moved, 1))
+    assert (found.stale, found.adopt, found.drop) == (((moved, 1),), (), ())
+
+
+def test_a_whole_fragment_that_the_chunk_lacks_is_adopted(txn: Transaction) -> None:
+    spare, short = sealed(txn, 2, 3), sealed(txn, 2, 3)
+    found = plan(txn, held(spare, 2), held(short, 2, LENGTH - 1))
+    assert (found.stale, found.adopt, found.drop) == ((), ((spare, 2),), ())
+
+
+def test_what_lies_elsewhere_on_a_dead_disk_only_is_adopted(txn: Transaction) -> None:
+    """It moved while this disk was away, and then the disk that it moved to died."""
+    moved = sealed(txn, 2, 3, 4)
+    found = plan(txn, held(moved, 1), dead=frozenset([3]))
+    assert (found.stale, found.adopt, found.drop) == ((), ((moved, 1),), ())
 
 
 def test_a_lost_fragment_that_is_there_and_whole_is_good_again(txn: Transaction) -> None:
@@ -113,19 +131,19 @@ def test_an_old_list_is_no_evidence_against_young_chunks(txn: Transaction) -> No
     found = plan(
         txn, held(young, length=5, sealed=False), horizon=young, spared=frozenset([spared])
     )
-    assert found == Plan((), (), (), END)
+    assert found == NOTHING
 
 
 def test_open_chunks_are_their_owners_matter(txn: Transaction) -> None:
     absent, short = opened(txn, DISK, 2), opened(txn, DISK, 2)
-    assert plan(txn, held(short, length=1, sealed=False)) == Plan((), (), (), END)
+    assert plan(txn, held(short, length=1, sealed=False)) == NOTHING
     assert absent < short
 
 
 def test_a_whole_fragment_without_its_seal_is_to_be_sealed(txn: Transaction) -> None:
     chunk = sealed(txn)
     found = plan(txn, held(chunk, length=LENGTH + 50, sealed=False))
-    assert found == Plan((), (), ((chunk, LENGTH),), END)
+    assert found == Plan((), (), (), (), ((chunk, LENGTH),), END)
 
 
 def test_a_wiped_disk_is_gone_through_in_bounded_pieces(txn: Transaction) -> None:
@@ -134,7 +152,9 @@ def test_a_wiped_disk_is_gone_through_in_bounded_pieces(txn: Transaction) -> Non
     lost: list[int] = []
     rounds = 0
     while rest.after < rest.upto:
-        found = chunk_reports.plan(txn, rest, next_chunk=99, horizon=99, spared=(), limit=10)
+        found = chunk_reports.plan(
+            txn, rest, next_chunk=99, horizon=99, spared=(), alive=bool, limit=10
+        )
         assert len(found.marks) <= 10
         lost += marked(found)
         rest = rest.beyond(found.upto)
@@ -144,8 +164,8 @@ def test_a_wiped_disk_is_gone_through_in_bounded_pieces(txn: Transaction) -> Non
 
 
 def test_pages_are_cut_into_stretches_without_gaps() -> None:
-    fragments = [held(number) for number in (4, 6, 9, 12, 13)]
-    stretches = chunk_reports.split(DISK, 3, fragments, True, 2)
+    page = [held(number) for number in (4, 6, 9, 12, 13)]
+    stretches = chunk_reports.split(DISK, 3, page, True, 2)
     assert [(s.after, s.upto, len(s.held)) for s in stretches] == [
         (3, 6, 2),
         (6, 12, 2),
@@ -174,14 +194,21 @@ def test_disks_are_asked_once_and_again_when_they_stay_silent() -> None:
     assert book.to_ask([1], 500.0) == ()
 
 
+def test_a_disk_is_not_asked_before_its_time() -> None:
+    book = ReportBook()
+    book.want([1], 50, not_before=10.0)
+    assert book.to_ask([1], 9.9) == ()
+    assert book.to_ask([1], 10.0) == (1,)
+
+
 def test_chunks_sealed_while_a_report_is_under_way_are_spared() -> None:
     book = ReportBook()
-    book.note_sealed(1)
+    book.note_changed(1)
     book.want([1], 50)
-    book.note_sealed(2)
+    book.note_changed(2)
     book.want([2], 60)
     book.finished(1)
-    book.note_sealed(3)
+    book.note_changed(3)
     assert set(book.spared) == {2, 3}
     book.finished(2)
     book.want([1], 70)
@@ -191,10 +218,10 @@ def test_chunks_sealed_while_a_report_is_under_way_are_spared() -> None:
 def test_what_was_sealed_is_forgotten_once_no_disk_owes_a_report() -> None:
     book = ReportBook()
     book.want([1, 2], 50)
-    book.note_sealed(1)
+    book.note_changed(1)
     book.finished(1)
     assert set(book.spared) == {1}
     book.finished(2)
     assert set(book.spared) == set()
-    book.note_sealed(2)
+    book.note_changed(2)
     assert set(book.spared) == set()

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState
 from dfs.core.errors import DfsError, FileSystemError
-from dfs.master import chunks
+from dfs.master import chunks, fragments
 from dfs.master.chunks import Event
 from dfs.master.commands import (
     AllocateChunks,
@@ -146,11 +146,11 @@ def test_marks_that_do_not_fit_are_left_out() -> None:
     chunk = allocate(txn)
     good, lost = FragmentState.GOOD, FragmentState.LOST
     marks = [FragmentMark(chunk, 2, lost), FragmentMark(chunk, 9, lost), FragmentMark(99, 1, lost)]
-    chunks.mark(txn, MarkFragments(0, tuple(marks)))
+    fragments.mark(txn, MarkFragments(0, tuple(marks)))
     record = get_chunk(txn, chunk)
     assert record is not None
     assert [fragment.state for fragment in record.fragments] == [good, lost, good]
-    chunks.mark(txn, MarkFragments(0, (FragmentMark(chunk, 2, good),)))
+    fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, 2, good),)))
     record = get_chunk(txn, chunk)
     assert record is not None
     assert all(fragment.state is good for fragment in record.fragments)
@@ -210,7 +210,7 @@ class Chunks(RuleBasedStateMachine):
     @rule(data=st.data(), disk=st.integers(1, 5), state=st.sampled_from(FragmentState))
     def mark(self, data: st.DataObject, disk: int, state: FragmentState) -> None:
         mark = FragmentMark(self.pick(data), disk, state)
-        chunks.mark(self.txn, MarkFragments(0, (mark,)))
+        fragments.mark(self.txn, MarkFragments(0, (mark,)))
 
     @precondition(lambda self: self.made)
     @rule(disk=st.integers(1, 5))

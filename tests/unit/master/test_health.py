@@ -3,7 +3,7 @@
 import trio
 
 from dfs.core.chunk import FragmentState
-from dfs.master import chunks
+from dfs.master import chunks, fragments
 from dfs.master.commands import (
     AllocateChunks,
     FragmentMark,
@@ -35,7 +35,7 @@ async def test_chunks_are_counted_by_fragments_that_can_be_read() -> None:
     sealed(txn, 1, 0, 9)
     degraded = sealed(txn, 1, 2, 1, 2, 3)
     mark = FragmentMark(degraded, 2, FragmentState.CORRUPT)
-    chunks.mark(txn, MarkFragments(0, (mark,)))
+    fragments.mark(txn, MarkFragments(0, (mark,)))
     doomed = sealed(txn, 1, 2, 7, 8, 9)
     chunks.add_live(txn, doomed, -10)
     health = Health(txn, lambda disk: disk < 6)

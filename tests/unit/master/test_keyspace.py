@@ -61,8 +61,8 @@ def test_no_two_tables_share_a_prefix() -> None:
     assert keys.META_SCHEMA[:1] not in tables.values()
 
 
-def test_values_of_schema_version_1_are_read() -> None:
-    assert keys.SCHEMA_VERSION == 1
+def test_values_of_schema_version_1_are_still_read() -> None:
+    assert keys.SCHEMA_VERSION == 2
     inode = "dc001002cd81a401cd03e8320506070801090a0000c40000"
     assert keys.decode_inode(bytes.fromhex(inode)) == Inode(
         2, 0o100644, 1, 1000, 50, 5, 6, 7, 8, 1, 9, 10

@@ -89,7 +89,8 @@ def test_every_placement_keeps_the_rules(
     by_id = {view.disk: view for view in views}
     avoid = data.draw(st.sets(st.sampled_from(sorted(by_id)), max_size=3))
     near = data.draw(st.sampled_from(["", *sorted({view.host for view in views})]))
-    usable = [view for view in views if view.state is DiskState.UP and view.free > 0]
+    takes = (DiskState.UP, DiskState.UNSTEADY)
+    usable = [view for view in views if view.state in takes and view.free > 0]
     liked = [view for view in usable if view.disk not in avoid]
 
     def units(of: list[DiskView]) -> int:
@@ -124,6 +125,48 @@ def test_every_placement_keeps_the_rules(
         if wanted.spread is Spread.ZONE:
             zones = Counter(view.zone for view in placed)
             _check_even(zones, Counter(view.zone for view in servers))
+
+
+@settings(max_examples=200)
+@given(clusters(), st.sampled_from(Spread), st.integers(), st.data())
+def test_one_more_fragment_goes_where_it_may(
+    views: list[DiskView], spread: Spread, seed: int, data: st.DataObject
+) -> None:
+    """`extend` answers a disk that `allows` allows, with room, and on a server of its own."""
+    by_id = {view.disk: view for view in views}
+    present = data.draw(st.lists(st.sampled_from(sorted(by_id)), unique=True, max_size=4))
+    placement_map = PlacementMap(views)
+    found = placement_map.extend(spread, present, random=Random(seed), avoid=present)
+    takes = (DiskState.UP, DiskState.UNSTEADY)
+    roomy = [v for v in views if v.state in takes and v.free > 0 and v.disk not in present]
+    servers = {by_id[number].server for number in present}
+    free = [v for v in roomy if spread is Spread.DISK or v.server not in servers]
+    allowed = {v.disk for v in views if placement_map.allows(spread, present, v.disk)}
+    assert bool(found) == bool(free)
+    assert not found or found in {v.disk for v in free}
+    assert not found or found in allowed
+    assert allowed <= {v.disk for v in free}
+    if spread is Spread.ZONE and found:
+        zones = {by_id[number].zone for number in present}
+        if any(v.zone not in zones for v in free):
+            assert by_id[found].zone not in zones
+    # All is as it was: the draws left nothing behind.
+    again = placement_map.extend(spread, present, random=Random(seed), avoid=present)
+    assert again == found
+
+
+def test_an_unsteady_disk_is_taken_only_where_nothing_else_can_be() -> None:
+    steady = [disk(server) for server in (1, 2, 3)]
+    shaky = [disk(4, state=DiskState.UNSTEADY)]
+    placement_map = PlacementMap(steady + shaky)
+    drawn = Counter(
+        number
+        for seed in range(200)
+        for number in placement_map.choose(policy("rep:3"), random=Random(seed)).disks
+    )
+    assert drawn[4] <= 2
+    few = PlacementMap(steady[:1] + shaky)
+    assert set(few.choose(policy("rep:2"), random=Random(1)).disks) == {1, 4}
 
 
 def _check_even(taken: Counter[Any], room: Counter[Any]) -> None:

@@ -1,0 +1,207 @@
+"""Making one fragment anew on another disk: what repair, drain and rebalance all do.
+
+The target's server reads the other fragments and writes its own, server to server; the master
+sends the order and, once the new fragment is on the target's disk, places it: from then on it
+counts, and what it replaces is stale. Whatever is interrupted leaves the chunk as it was, and at
+most a fragment that nobody counts on, which the disk's next report brings up.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+import trio
+
+from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
+from dfs.core.errors import DfsError, FragmentError
+from dfs.core.ids import ChunkId, DiskId
+from dfs.core.policy import Spread
+from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
+from dfs.master.jobs.context import JobContext
+from dfs.master.keyspace import get_chunk, get_counters, get_policy
+from dfs.master.liveness import DEAD, SERVES
+from dfs.wire.messages import (
+    DeleteFragments,
+    Empty,
+    FragmentSource,
+    RebuildFragment,
+    RebuiltFragment,
+)
+
+log = logging.getLogger(__name__)
+
+REBUILD_TIMEOUT_S: Final = 600.0
+"""A whole chunk at the pace that clients leave to background work."""
+DELETE_TIMEOUT_S: Final = 30.0
+REPORT_AFTER_S: Final = 30.0
+"""After an order whose end is not known, its disk is asked what it holds this much later."""
+TARGET_AT_ONCE: Final = 2
+"""Fragments made on one disk at a time: reading and writing overlap, and clients get through."""
+
+REASONS: Final = {
+    "corrupt": FragmentState.CORRUPT,
+    "missing": FragmentState.LOST,
+    "short": FragmentState.LOST,
+}
+"""What a complaint about a fragment makes of it. Any other reason says nothing about it."""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A fragment was made."""
+
+    stored: int
+    """Bytes on the target's disk."""
+    read: int
+    """Bytes read for it from other disks."""
+
+
+class Mover:
+    """One for all jobs. Callers hold the claim on the chunk."""
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        self._targets: dict[DiskId, trio.CapacityLimiter] = {}
+        self._busy: Counter[DiskId] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Mover {self._busy.total()} fragments under way>"
+
+    # ------------------------------------------------------------------ where to
+
+    def spread(self, chunk: Chunk) -> Spread:
+        policy = get_policy(self._context.reader, chunk.policy)
+        return Spread.SERVER if policy is None else policy.spread
+
+    def target(self, chunk: Chunk, index: int, *, leave: Iterable[DiskId] = ()) -> DiskId:
+        """A disk for fragment `index`, apart from those that stay; 0 where there is none.
+
+        `leave` are disks whose fragments of this chunk are about to go. A disk that lost its
+        fragment of this very index is second choice, and keeps the others where they are.
+        """
+        liveness = self._context.liveness
+        gone = set(leave)
+        stay = [
+            fragment.disk
+            for fragment in chunk.good
+            if fragment.index != index
+            and fragment.disk not in gone
+            and liveness.state(fragment.disk) not in DEAD
+        ]
+        here = next((f for f in chunk.fragments if f.index == index), None)
+        mendable = (
+            here is not None
+            and here.state is not FragmentState.GOOD
+            and liveness.state(here.disk) in (DiskState.UP, DiskState.UNSTEADY)
+        )
+        if mendable and here is not None and here.state is FragmentState.LOST:
+            return here.disk
+        avoid = [fragment.disk for fragment in chunk.fragments]
+        found = liveness.extend(self.spread(chunk), stay, random=self._context.random, avoid=avoid)
+        if not found and mendable and here is not None:
+            return here.disk
+        return found
+
+    def sources(self, chunk: Chunk, index: int) -> tuple[FragmentSource, ...]:
+        """GOOD fragments that can be read, the one of the same index first, idle disks first."""
+        found = []
+        for fragment in chunk.good:
+            place = self._context.liveness.location(fragment.disk)
+            if place is not None and place.state in SERVES:
+                found.append(FragmentSource(fragment.index, fragment.disk, place.address))
+        found.sort(key=lambda source: (source.index != index, self._busy[source.disk]))
+        return tuple(found)
+
+    # ------------------------------------------------------------------ making it
+
+    async def make(self, chunk: Chunk, index: int, disk: DiskId) -> Made:
+        """Make fragment `index` on `disk` and place it.
+
+        Raises DfsError where that failed, FragmentError where the chunk has changed meanwhile
+        or too few fragments of it can be read.
+        """
+        limiter = self._targets.setdefault(disk, trio.CapacityLimiter(TARGET_AT_ONCE))
+        async with limiter:
+            place = self._context.liveness.location(disk)
+            if place is None or place.state not in SERVES:
+                raise FragmentError(
+                    f"disk {disk} cannot take a fragment of chunk {chunk.chunk} now"
+                )
+            sources = self.sources(chunk, index)
+            enough = any(source.index == index for source in sources) or len(sources) >= chunk.k
+            if not enough:
+                raise FragmentError(
+                    f"chunk {chunk.chunk}: {len(sources)} of the {chunk.k} fragments needed to "
+                    f"make fragment {index} can be read",
+                    hint="bring back the servers that hold the others, see dfs admin chunks",
+                )
+            request = RebuildFragment(
+                disk, chunk.chunk, index, chunk.k, chunk.m, chunk.length, sources
+            )
+            involved = [disk, *(source.disk for source in sources)]
+            self._busy.update(involved)
+            try:
+                reply = await self._order(place.address, request)
+            finally:
+                self._busy.subtract(involved)
+        self.note_bad(chunk.chunk, reply.bad)
+        await self._place(chunk.chunk, index, disk, place.address)
+        self._context.liveness.charge((disk,), reply.stored)
+        return Made(reply.stored, reply.read)
+
+    async def _order(self, address: str, request: RebuildFragment) -> RebuiltFragment:
+        done = False
+        try:
+            reply = await self._context.pool.call(
+                address, request, RebuiltFragment, timeout_s=REBUILD_TIMEOUT_S
+            )
+            done = True
+        except FragmentError:
+            # The server's own refusal: it made nothing.
+            done = True
+            raise
+        finally:
+            if not done:
+                self._want_report(request.disk)
+        return reply
+
+    async def _place(self, chunk_id: ChunkId, index: int, disk: DiskId, address: str) -> None:
+        context = self._context
+        context.reports.note_changed(chunk_id)
+        if context.journal.append(PlaceFragment(context.now_ns(), chunk_id, index, disk)):
+            return
+        chunk = get_chunk(context.reader, chunk_id)
+        if chunk is None or chunk.state is ChunkState.DOOMED:
+            # Removed meanwhile: nobody else will tell this disk.
+            try:
+                await context.pool.call(
+                    address,
+                    DeleteFragments(disk, (chunk_id,)),
+                    Empty,
+                    timeout_s=DELETE_TIMEOUT_S,
+                )
+            except DfsError:
+                self._want_report(disk)
+        raise FragmentError(f"chunk {chunk_id} has changed while fragment {index} was made")
+
+    def _want_report(self, disk: DiskId) -> None:
+        context = self._context
+        context.reports.want(
+            (disk,),
+            get_counters(context.reader).next_chunk,
+            not_before=trio.current_time() + REPORT_AFTER_S,
+        )
+
+    def note_bad(self, chunk: ChunkId, bad: Iterable[tuple[DiskId, str]]) -> None:
+        """Servers found these fragments of a chunk to be no good."""
+        marks = tuple(
+            FragmentMark(chunk, disk, REASONS[reason]) for disk, reason in bad if reason in REASONS
+        )
+        if marks:
+            log.warning(
+                "chunk %d: bad fragments on %s",
+                chunk,
+                ", ".join(f"disk {mark.disk} ({mark.state.name.lower()})" for mark in marks),
+            )
+            self._context.journal.append(MarkFragments(self._context.now_ns(), marks))

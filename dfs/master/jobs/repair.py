@@ -1,0 +1,305 @@
+"""Repair: every chunk gets back the fragments that it lacks, the most exposed chunk first.
+
+What is missing is in two places: the wanting table names chunks whose fragments were lost, broken
+or never written, and the rows of a dead disk (DOWN after its grace, or FAILED) name all that was on
+it. A scan walks both, a slice at a time, and fills a bounded queue that is ordered by the number of
+fragments a chunk can still lose, then by how long it has been exposed; workers take from its head
+while the scan is under way, so that work begins at once and no plan is ever built whole.
+
+A standing job: it can be paused and held to a budget, and never ends.
+"""
+
+import heapq
+import logging
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+import trio
+
+from dfs.core.chunk import Chunk, ChunkState
+from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import ChunkId
+from dfs.master import fragments
+from dfs.master.commands import PlaceFragment, StartJob
+from dfs.master.jobs.board import RunningJob
+from dfs.master.jobs.context import JobContext
+from dfs.master.jobs.mover import Mover
+from dfs.master.keyspace import get_chunk, get_counters
+from dfs.master.liveness import DEAD
+from dfs.wire.messages import PlanReply
+from dfs.wire.messages import StartJob as StartRequest
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 64
+"""Chunks repaired at a time, over all servers."""
+QUEUE_MAX: Final = 20_000
+"""Chunks queued at most. Less urgent ones are left for the next scan."""
+SLICE: Final = 128
+"""Chunks looked at between two turns of the event loop."""
+IDLE_S: Final = 1.0
+SCAN_BUSY_S: Final = 5.0
+"""While there is work, scans are at least so far apart."""
+SCAN_AGAIN_S: Final = 30.0
+"""With nothing to do and nothing changed, everything is looked through again after so long."""
+WAIT_FIRST_S: Final = 5.0
+WAIT_MOST_S: Final = 300.0
+"""Pauses between two attempts at one chunk, each twice the last."""
+WAITS_MAX: Final = 100_000
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """What a chunk lacks, and how pressing that is."""
+
+    indexes: tuple[int, ...]
+    spare: int
+    """Fragments that it can lose before it is unreadable; below zero: it is."""
+
+
+def missing(context: JobContext, chunk: Chunk) -> Missing:
+    """Indexes without a GOOD fragment on a disk that is not given up."""
+    state = context.liveness.state
+    have = {fragment.index for fragment in chunk.good if state(fragment.disk) not in DEAD}
+    lacks = tuple(index for index in range(chunk.width) if index not in have)
+    return Missing(lacks, len(have) - chunk.k)
+
+
+class _Queue:
+    """Chunks to repair, the most urgent first; at most `limit`, less urgent ones are refused."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._heap: list[tuple[int, int, ChunkId]] = []
+        self._spare: dict[ChunkId, int] = {}
+        """Of what is queued. Entries of the heap that say otherwise are out of date."""
+        self._worst = -(1 << 30)
+        """No chunk queued has more to spare."""
+        self.refused = False
+        """Something did not fit since this was last set to False."""
+
+    def __len__(self) -> int:
+        return len(self._spare)
+
+    def add(self, chunk: ChunkId, spare: int, since_ns: int) -> bool:
+        """False where it is there already, or has no room. More urgent than it was, it moves up."""
+        known = self._spare.get(chunk)
+        if known is not None and known <= spare:
+            return False
+        if known is None and len(self._spare) >= self._limit:
+            self.refused = True
+            if spare >= self._worst:
+                return False
+            self._prune()
+        self._spare[chunk] = spare
+        self._worst = max(self._worst, spare)
+        heapq.heappush(self._heap, (spare, since_ns, chunk))
+        return known is None
+
+    def _prune(self) -> None:
+        """Keep the more urgent half."""
+        current = [entry for entry in self._heap if self._spare.get(entry[2]) == entry[0]]
+        self._heap = heapq.nsmallest(self._limit // 2, current)
+        self._spare = {chunk: spare for spare, _, chunk in self._heap}
+        self._worst = self._heap[-1][0]
+
+    def pop(self) -> ChunkId | None:
+        while self._heap:
+            spare, _, chunk = heapq.heappop(self._heap)
+            if self._spare.get(chunk) == spare:
+                del self._spare[chunk]
+                return chunk
+        return None
+
+
+class _Wait(msgspec.Struct, frozen=True):
+    until: float
+    pause_s: float
+
+
+class Repair:
+    """The kind `repair`."""
+
+    name = "repair"
+
+    def __init__(self, context: JobContext, mover: Mover) -> None:
+        self._context = context
+        self._mover = mover
+        self._queue = _Queue(QUEUE_MAX)
+        self._waits: dict[ChunkId, _Wait] = {}
+        self._active = 0
+        self._changed = trio.Event()
+        """Set when the queue grew or the scan ended."""
+        self._hurry = False
+
+    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+        raise FileSystemError("repair always runs, it cannot be started")
+
+    def hurry(self) -> None:
+        """Look through everything again now, and try again what has failed."""
+        self._waits.clear()
+        self._hurry = True
+
+    async def run(self, job: RunningJob) -> str:
+        """Never returns."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(self._work, job)
+            await self._watch(job)
+        raise AssertionError("repair ended")
+
+    # ------------------------------------------------------------------ finding
+
+    async def _watch(self, job: RunningJob) -> None:
+        """Scan whenever there may be something new, and say how things stand."""
+        seen = (-1, -1)
+        scanned_at = trio.current_time() - SCAN_AGAIN_S
+        while True:
+            await job.turn()
+            stamp = (self._context.liveness.version, get_counters(self._context.reader).wanting)
+            passed_s = trio.current_time() - scanned_at
+            if len(self._queue) or self._active:
+                # A disk that failed meanwhile may have made other chunks more urgent.
+                due = stamp[0] != seen[0] and passed_s >= SCAN_BUSY_S
+                due |= self._queue.refused and len(self._queue) < QUEUE_MAX // 2
+            else:
+                due = stamp != seen or self._queue.refused or passed_s >= SCAN_AGAIN_S
+            if due or self._hurry:
+                if not (len(self._queue) or self._active):
+                    job.reset()
+                seen, scanned_at = stamp, trio.current_time()
+                self._hurry = self._queue.refused = False
+                job.note = self._describe(await self._scan(job))
+            await trio.sleep(IDLE_S)
+
+    async def _scan(self, job: RunningJob) -> int:
+        """Queue what is missing; how many chunks cannot be repaired now."""
+        stuck = 0
+        async for chunk, since_ns in self._candidates():
+            lack = missing(self._context, chunk)
+            if not lack.indexes or chunk.chunk in self._context.claims.moving:
+                continue
+            wait = self._waits.get(chunk.chunk)
+            if wait is not None and trio.current_time() < wait.until:
+                stuck += 1
+                continue
+            if self._queue.add(chunk.chunk, lack.spare, since_ns):
+                job.items_total += 1
+                job.bytes_total += len(lack.indexes) * -(-chunk.length // chunk.k)
+                self._wake()
+        return stuck
+
+    async def _candidates(self) -> AsyncIterator[tuple[Chunk, int]]:
+        """(chunk, since when) of SEALED chunks that may lack something."""
+        reader = self._context.reader
+        after: ChunkId = 0
+        while rows := fragments.wanting(reader, after, SLICE):
+            for number, since_ns in rows:
+                chunk = get_chunk(reader, number)
+                if chunk is not None:
+                    yield chunk, since_ns
+            after = rows[-1][0]
+            await trio.lowlevel.checkpoint()
+        for disk in self._context.liveness.dead():
+            after = 0
+            since_ns = self._context.now_ns()
+            while numbers := fragments.on_disk(reader, disk, after, SLICE):
+                for number in numbers:
+                    chunk = get_chunk(reader, number)
+                    if chunk is not None and chunk.state is ChunkState.SEALED:
+                        yield chunk, since_ns
+                after = numbers[-1]
+                await trio.lowlevel.checkpoint()
+                if self._context.liveness.state(disk) not in DEAD:
+                    break
+
+    def _describe(self, stuck: int) -> str:
+        if not stuck:
+            return ""
+        return (
+            f"{stuck} chunk{'s wait' if stuck > 1 else ' waits'} for servers or room: too few of "
+            "their fragments can be read, or no disk is left that may take another"
+        )
+
+    # ------------------------------------------------------------------ mending
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _work(self, job: RunningJob) -> None:
+        while True:
+            await job.turn()
+            number = self._queue.pop()
+            if number is None:
+                await self._changed.wait()
+                continue
+            self._active += 1
+            try:
+                with self._context.claims.chunk(number) as free:
+                    if free:
+                        await self._mend(job, number)
+            finally:
+                self._active -= 1
+
+    async def _mend(self, job: RunningJob, number: ChunkId) -> None:
+        """Make all that a chunk lacks. It waits a while where that failed."""
+        chunk = get_chunk(self._context.reader, number)
+        if chunk is None or chunk.state is not ChunkState.SEALED:
+            job.moved(1, 0)
+            return
+        try:
+            for index in missing(self._context, chunk).indexes:
+                await self._make(job, number, index)
+        except DfsError as error:
+            job.failures += 1
+            self._defer(number)
+            log.info("chunk %d is not repaired yet: %s", number, error)
+        except Exception:
+            job.failures += 1
+            self._defer(number)
+            log.exception("chunk %d is not repaired yet", number)
+        else:
+            self._waits.pop(number, None)
+        job.moved(1, 0)
+
+    async def _make(self, job: RunningJob, number: ChunkId, index: int) -> None:
+        """Make fragment `index`, unless the chunk has got it meanwhile."""
+        chunk = get_chunk(self._context.reader, number)
+        if chunk is None or index not in missing(self._context, chunk).indexes:
+            return
+        if len(self._mover.sources(chunk, index)) < chunk.k and self._reclaim(chunk):
+            return
+        disk = self._mover.target(chunk, index)
+        if not disk:
+            raise FileSystemError(
+                f"no disk is left that may take fragment {index}: those with room have one of "
+                "this chunk already",
+                hint="add a server, or bring one back",
+            )
+        expected = -(-chunk.length // chunk.k)
+        await job.turn(expected)
+        made = await self._mover.make(chunk, index, disk)
+        job.correct(made.stored - expected)
+        job.moved(0, made.stored)
+        job.bytes_total += made.stored - expected
+
+    def _reclaim(self, chunk: Chunk) -> bool:
+        """Take back stale fragments of a chunk that cannot be read without them."""
+        context = self._context
+        disks = [place.disk for place in context.liveness.serving()]
+        lacks = missing(context, chunk).indexes
+        reclaimed = False
+        for disk, index in list(fragments.stale_of(context.reader, chunk.chunk, disks)):
+            if index in lacks and not context.claims.is_deleting(disk, chunk.chunk):
+                reclaimed |= context.journal.append(
+                    PlaceFragment(context.now_ns(), chunk.chunk, index, disk, True)
+                )
+        return reclaimed
+
+    def _defer(self, number: ChunkId) -> None:
+        last = self._waits.get(number)
+        pause_s = WAIT_FIRST_S if last is None else min(WAIT_MOST_S, 2 * last.pause_s)
+        while len(self._waits) >= WAITS_MAX:
+            self._waits.pop(next(iter(self._waits)))
+        self._waits[number] = _Wait(trio.current_time() + pause_s, pause_s)

@@ -1,0 +1,192 @@
+"""Scrub: every fragment is read and checked where it lies, over and over, at a bounded rate.
+
+Walks the chunk table in order of chunk and has all fragments of a chunk verified by their servers
+at the same time. A chunk whose fragments are all whole gets its time of verification; a bad
+fragment is marked, and repair makes it anew. The position is kept across restarts. The standing job
+takes `ROUND_S` for a round; one that a person starts goes as fast as the budget allows, once.
+"""
+
+import logging
+from itertools import islice
+from typing import Final
+
+import trio
+
+from dfs.core.chunk import Chunk, ChunkState, Fragment
+from dfs.core.errors import DfsError, DiskError, FragmentError
+from dfs.core.ids import ChunkId
+from dfs.master.commands import MarkVerified, StartJob
+from dfs.master.jobs.board import RunningJob
+from dfs.master.jobs.context import JobContext
+from dfs.master.jobs.mover import Mover
+from dfs.master.keyspace import (
+    CHUNK,
+    SCRUB_JOB,
+    chunk_key,
+    decode_chunk,
+    get_counters,
+    prefix_end,
+)
+from dfs.master.liveness import SERVES
+from dfs.wire.messages import FragmentVerdict, PlanReply, VerifyFragment
+from dfs.wire.messages import StartJob as StartRequest
+
+log = logging.getLogger(__name__)
+
+ROUND_S: Final = 14 * 24 * 3600.0
+"""Time for one round of the standing job: two weeks."""
+RATE_LEAST: Final = 1024 * 1024
+"""Bytes a second that the standing job reads at least, over the whole cluster."""
+AT_ONCE: Final = 8
+"""Chunks verified at a time by a job that a person started."""
+BATCH: Final = 64
+"""Verified chunks noted in one command."""
+VERIFY_TIMEOUT_S: Final = 600.0
+REST_S: Final = 3600.0
+"""Between two rounds of the standing job."""
+FRESH_S: Final = 24 * 3600
+"""The standing job leaves out what was verified so lately: small clusters rest most of the day."""
+SLICE: Final = 256
+"""Chunks passed over between two turns of the event loop."""
+
+
+class Scrub:
+    """The kind `scrub`."""
+
+    name = "scrub"
+
+    def __init__(self, context: JobContext, mover: Mover) -> None:
+        self._context = context
+        self._mover = mover
+
+    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+        context = self._context
+        items = get_counters(context.reader).chunks
+        stored = context.liveness.totals().used
+        command = StartJob(
+            context.now_ns(),
+            self.name,
+            "whole cluster",
+            bandwidth=request.bandwidth,
+            items_total=items,
+            bytes_total=stored,
+        )
+        note = "reads every fragment where it lies; nothing is moved"
+        return PlanReply(self.name, command.subject, items, stored, -1.0, (), (note,)), command
+
+    async def run(self, job: RunningJob) -> str:
+        standing = job.record.job == SCRUB_JOB
+        # What the disks hold and what the tables say is compared along with the bytes.
+        self._want_reports()
+        while True:
+            if not job.position:
+                job.reset()
+                job.items_total = get_counters(self._context.reader).chunks
+                job.bytes_total = self._context.liveness.totals().used
+            bad = await self._round(job, standing)
+            job.position = 0
+            if not standing:
+                return f"{bad} bad fragments found" if bad else "all fragments are whole"
+            await trio.sleep(REST_S)
+            self._want_reports()
+
+    def _want_reports(self) -> None:
+        context = self._context
+        disks = [place.disk for place in context.liveness.serving()]
+        context.reports.want(disks, get_counters(context.reader).next_chunk)
+
+    async def _round(self, job: RunningJob, standing: bool) -> int:
+        """Verify all chunks past the job's position; how many fragments were bad."""
+        bad = 0
+        while True:
+            chunks = await self._next(job, 1 if standing else AT_ONCE, FRESH_S if standing else 0)
+            if not chunks:
+                return bad
+            began = trio.current_time()
+            verified: list[ChunkId] = []
+            read_before = job.bytes_done
+            counts: list[int] = []
+            async with trio.open_nursery() as nursery:
+                for chunk in chunks:
+                    nursery.start_soon(self._verify, job, chunk, verified, counts)
+            bad += sum(counts)
+            if verified:
+                self._context.journal.append(
+                    MarkVerified(self._context.now_ns(), tuple(sorted(verified)))
+                )
+            if standing:
+                spent_s = trio.current_time() - began
+                await trio.sleep(max(0.0, (job.bytes_done - read_before) / self._rate() - spent_s))
+
+    async def _next(self, job: RunningJob, limit: int, fresh_s: int) -> list[Chunk]:
+        """The next SEALED chunks past the job's position that were not verified lately."""
+        context = self._context
+        found: list[Chunk] = []
+        while len(found) < limit:
+            rows = context.reader.scan(chunk_key(job.position + 1), prefix_end(CHUNK))
+            slice_ = [decode_chunk(value) for _, value in islice(rows, SLICE)]
+            if not slice_:
+                break
+            now_s = context.now_ns() // 1_000_000_000
+            for chunk in slice_:
+                job.position = chunk.chunk
+                if chunk.state is ChunkState.SEALED and now_s - chunk.verified_s >= fresh_s:
+                    found.append(chunk)
+                    if len(found) == limit:
+                        break
+                else:
+                    job.moved(1, 0)
+            await trio.lowlevel.checkpoint()
+        return found
+
+    def _rate(self) -> float:
+        """Bytes a second for one round in the time that it may take."""
+        return max(RATE_LEAST, self._context.liveness.totals().used / ROUND_S)
+
+    async def _verify(
+        self, job: RunningJob, chunk: Chunk, verified: list[ChunkId], counts: list[int]
+    ) -> None:
+        """Have all fragments of a chunk read; note it as verified if all were whole."""
+        await job.turn(chunk.width * -(-chunk.length // chunk.k))
+        verdicts: list[bool | None] = []
+        read_bytes = [0]
+        async with trio.open_nursery() as nursery:
+            for fragment in chunk.good:
+                nursery.start_soon(self._verify_one, chunk, fragment, verdicts, read_bytes)
+        whole = len(chunk.good) == chunk.width and all(verdicts)
+        if whole:
+            verified.append(chunk.chunk)
+        counts.append(sum(verdict is False for verdict in verdicts))
+        job.failures += counts[-1]
+        job.moved(1, read_bytes[0])
+
+    async def _verify_one(
+        self, chunk: Chunk, fragment: Fragment, verdicts: list[bool | None], read_bytes: list[int]
+    ) -> None:
+        """Adds True for a whole fragment, False for a bad one, None where nobody can tell."""
+        context = self._context
+        place = context.liveness.location(fragment.disk)
+        if place is None or place.state not in SERVES:
+            verdicts.append(None)
+            return
+        request = VerifyFragment(fragment.disk, chunk.chunk, fragment.index, chunk.length)
+        try:
+            verdict = await context.pool.call(
+                place.address, request, FragmentVerdict, timeout_s=VERIFY_TIMEOUT_S
+            )
+        except (FragmentError, DiskError, DfsError) as error:
+            log.info("chunk %d on disk %d is not verified: %s", chunk.chunk, fragment.disk, error)
+            verdicts.append(None)
+            return
+        read_bytes[0] += verdict.read
+        verdicts.append(not verdict.reason)
+        if verdict.reason:
+            log.warning(
+                "scrub: fragment %d of chunk %d on disk %d is %s: %s",
+                fragment.index,
+                chunk.chunk,
+                fragment.disk,
+                verdict.reason,
+                verdict.detail,
+            )
+            self._mover.note_bad(chunk.chunk, ((fragment.disk, verdict.reason),))

@@ -1,0 +1,122 @@
+"""Real servers die, come, go and are emptied, as the command line orders and shows it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import oracle
+from tests.cluster import Cluster, wait_until
+
+DOWN_AFTER_S = 4
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(
+        tmp_path / "cluster", servers=4, down_after=f"{DOWN_AFTER_S}s", capacity="2GiB"
+    ) as made:
+        yield made
+
+
+def healthy(cluster: Cluster) -> bool:
+    chunks = cluster.json("admin", "status")["chunks"]
+    return bool(chunks["healthy"]) and chunks["healthy"] == chunks["total"]
+
+
+def server_named(cluster: Cluster, name: str) -> dict[str, Any]:
+    address = cluster.servers[name].address
+    found = cluster.json("admin", "servers")["servers"]
+    return next(server for server in found if server["address"] == address)
+
+
+def test_a_killed_server_is_seen_repaired_removed_and_replaced(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    tree = oracle.make_tree(tmp_path / "tree", seed=7, files=60)
+    oracle.random_file(tree / "big", 80_000_000, seed=8)
+    cluster.dfs("mkdir", "/data")
+    cluster.dfs("policy", "set", "/data", "default")
+    cluster.dfs("upload", "-r", tree, "/data/tree")
+    wait_until(lambda: healthy(cluster), what="all chunks whole", timeout_s=30)
+
+    number = server_named(cluster, "cs2")["server"]
+    cluster.kill("cs2")
+    killed_at = time.monotonic()
+    wait_until(
+        lambda: server_named(cluster, "cs2")["state"] != "up",
+        what="the dead server seen",
+        timeout_s=5,
+    )
+    assert time.monotonic() - killed_at < 5
+    wait_until(lambda: healthy(cluster), what="full redundancy again", timeout_s=60)
+    jobs = {job["kind"]: job for job in cluster.json("admin", "jobs", "list")["jobs"]}
+    assert jobs["repair"]["bytes_done"] > 0
+    assert jobs["repair"]["failures"] == 0
+
+    cluster.dfs("admin", "remove", str(number))
+    assert len(cluster.json("admin", "servers")["servers"]) == 3
+    cluster.dfs("admin", "status")
+
+    cluster.add_server("cs9", capacity="2GiB").spawn()
+    wait_until(
+        lambda: len(cluster.json("admin", "servers")["servers"]) == 4,
+        what="the new server",
+        timeout_s=20,
+    )
+    time.sleep(2.5)
+    plan = cluster.json("admin", "rebalance", "--dry-run", "--threshold", "2%")
+    assert plan["bytes"] > 0
+    cluster.dfs("admin", "rebalance", "--threshold", "10%")
+    used = [server["used"] for server in cluster.json("admin", "servers")["servers"]]
+    assert min(used) > 0
+    cluster.dfs("download", "-r", "/data/tree", tmp_path / "back")
+    oracle.assert_same(tree, tmp_path / "back")
+
+
+def test_a_server_is_drained_while_clients_read_and_then_removed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    oracle.random_file(tmp_path / "big", 100_000_000, seed=9)
+    cluster.dfs("policy", "set", "/", "default")
+    cluster.dfs("upload", tmp_path / "big", "/big")
+    number = server_named(cluster, "cs1")["server"]
+    refused = cluster.dfs("admin", "remove", str(number), check=False)
+    assert refused.returncode == 1
+    assert "drain" in refused.stderr
+    cluster.dfs("admin", "drain", str(number), "--wait")
+    back = cluster.spawn_dfs("download", "/big", tmp_path / "back")
+    cluster.dfs("admin", "scrub", "--wait")
+    assert back.wait(60) == 0
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
+    assert server_named(cluster, "cs1")["fragments"] == 0
+    cluster.dfs("admin", "remove", str(number))
+    time.sleep(2.5)
+    assert len(cluster.json("admin", "servers")["servers"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("drain", "99"), "no server or disk '99'"),
+        (("rebalance", "--threshold", "500%"), "write 5%"),
+        (("jobs", "pause", "99"), "no job 99"),
+        (("jobs", "cancel", "1"), "cannot be cancelled"),
+        (("jobs", "budget", "3"), "too little"),
+        (("remove", "disk:77"), "no server or disk 'disk:77'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_do(
+    idle_cluster: Cluster, words: tuple[str, ...], says: str
+) -> None:
+    refused = idle_cluster.dfs("admin", *words, check=False)
+    assert refused.returncode in (1, 2)
+    assert says in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def idle_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("idle") / "cluster", servers=1) as made:
+        yield made
