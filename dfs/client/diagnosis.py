@@ -324,7 +324,7 @@ def _read_findings(facts: Facts) -> Iterable[Finding]:
                 "never-written",
                 f"chunk {chunk.chunk} was written with {len(chunk_facts.fragments)} of "
                 f"{chunk.k + chunk.m} fragments: not enough disks took data then",
-                _WRITE_ANEW,
+                _MADE_ANEW,
                 chunk=chunk.chunk,
             )
         for each in chunk_facts.fragments:
@@ -333,9 +333,9 @@ def _read_findings(facts: Facts) -> Iterable[Finding]:
                 yield finding
 
 
-_WRITE_ANEW: Final = (
-    "while the file reads, download it and upload it in its place: then it has all its fragments "
-    "again"
+_MADE_ANEW: Final = (
+    "nothing, while the file reads: the cluster makes it anew by itself; `dfs admin jobs list` "
+    "says how far it is and what it waits for"
 )
 
 
@@ -412,7 +412,7 @@ def _fragment_finding(chunk_facts: ChunkFacts, each: FragmentFacts) -> Finding |
     chunk, state = chunk_facts.chunk, each.fragment.state
     name = f"fragment {each.fragment.index} of chunk {chunk.chunk} on {each.place}"
     needed = max((end for _, end in chunk_facts.needs), default=0)
-    kind, what, todo = "", "", _WRITE_ANEW
+    kind, what, todo = "", "", _MADE_ANEW
     if each.answer is Answer.LACKS:
         kind, what = "fragment-missing", f"{name} is not there: {each.said}"
     elif each.answer is not Answer.HOLDS:
@@ -428,7 +428,7 @@ def _fragment_finding(chunk_facts: ChunkFacts, each: FragmentFacts) -> Finding |
     elif state == FragmentState.CORRUPT and not each.verified:
         kind = "fragment-noted-corrupt"
         what = f"{name} is noted as corrupt: bytes did not match their checksum when it was read"
-        todo = "--verify says whether this file's bytes are among them; " + _WRITE_ANEW
+        todo = "--verify says whether this file's bytes are among them; " + _MADE_ANEW
     elif state == FragmentState.CORRUPT:
         kind = "fragment-noted-corrupt"
         what = f"{name} is noted as corrupt, but all that this file needs of it is good"

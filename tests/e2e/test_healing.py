@@ -89,7 +89,8 @@ def test_a_server_is_drained_while_clients_read_and_then_removed(
     cluster.dfs("admin", "drain", str(number), "--wait")
     back = cluster.spawn_dfs("download", "/big", tmp_path / "back")
     cluster.dfs("admin", "scrub", "--wait")
-    assert back.wait(60) == 0
+    _, errors = back.communicate(timeout=60)
+    assert back.returncode == 0, errors.decode()
     assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
     assert server_named(cluster, "cs1")["fragments"] == 0
     cluster.dfs("admin", "remove", str(number))

@@ -85,6 +85,10 @@ class Stored:
         )
 
 
+REPAIR = "1"
+"""Number of the job."""
+
+
 def read_first(found: list[damage.FragmentFile], policy: str) -> list[damage.FragmentFile]:
     """Fragments of a chunk in the order in which a reader with a free choice asks for them, so
     that damage to the first is met: data pieces, or copies in turns."""
@@ -99,9 +103,10 @@ def stored(cluster: Cluster, tree: Path, tmp_path: Path) -> Stored:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("when", ["running", "stopped"])
-def test_damage_is_read_around_and_reported(
+def test_damage_is_read_around_reported_and_mended(
     cluster: Cluster, stored: Stored, policy: str, kind: str, when: str
 ) -> None:
+    cluster.dfs("admin", "jobs", "pause", REPAIR)
     rng = random.Random(f"{kind} {when}")
     victims = [
         fragment
@@ -127,6 +132,9 @@ def test_damage_is_read_around_and_reported(
     if kind != "flipped-bit":  # one bit may be where nobody has to look
         wait_until(reported, 60, what="the damage is reported to the master")
         stored.check()
+    cluster.dfs("admin", "jobs", "resume", REPAIR)
+    wait_until(lambda: not stored.bad_fragments(), 60, what="all that is known to be bad is mended")
+    stored.check()
 
 
 @pytest.mark.parametrize("when", ["running", "stopped"])

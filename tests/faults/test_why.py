@@ -72,6 +72,7 @@ def test_a_whole_file_is_explained(cluster: Cluster) -> None:
 
 
 def test_a_deleted_fragment_and_a_flipped_bit_are_explained(cluster: Cluster) -> None:
+    cluster.dfs("admin", "jobs", "pause", "1")  # repair
     first, second, _ = copies(cluster)
     damage.delete(first.path, random.Random(1))
     done = why(cluster, FILE)
@@ -83,7 +84,7 @@ def test_a_deleted_fragment_and_a_flipped_bit_are_explained(cluster: Cluster) ->
     assert f"- fragment {first.index} of chunk {first.chunk} on disk " in done.stdout
     assert f"({first.path.parents[2]} on " in done.stdout
     assert "is not there" in done.stdout
-    assert "what to do: while the file reads, download it" in done.stdout
+    assert "what to do: nothing, while the file reads: the cluster makes it anew" in done.stdout
     assert "2 of 3 fragments can be read, 1 is needed" in done.stdout
 
     damage.flip_bits(second.path, random.Random(2), start=4096)
@@ -101,6 +102,8 @@ def test_a_deleted_fragment_and_a_flipped_bit_are_explained(cluster: Cluster) ->
         return "fragment-noted-corrupt" in findings(cluster.json("why", FILE))
 
     wait_until(noted, what="the damage is noted")
+    cluster.dfs("admin", "jobs", "resume", "1")
+    wait_until(lambda: not findings(cluster.json("why", FILE)), what="all is mended")
 
 
 def test_dead_servers_are_explained(cluster: Cluster, tmp_path: Path) -> None:
