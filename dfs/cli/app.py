@@ -56,6 +56,7 @@ _COMMANDS: Final = {
     "du": "usage",
     "df": "usage",
     "locate": "locating",
+    "safety": "safety",
     "why": "explaining",
     "policy": "policies",
     "mount": "mounting",

@@ -26,6 +26,12 @@ def healthy(cluster: Cluster) -> bool:
     return bool(chunks["healthy"]) and chunks["healthy"] == chunks["total"]
 
 
+def survives(cluster: Cluster) -> Any:
+    (found,) = cluster.json("safety", "/data")["paths"]
+    assert found["lost"]["bytes"] == 0
+    return found["survives"]
+
+
 def server_named(cluster: Cluster, name: str) -> dict[str, Any]:
     address = cluster.servers[name].address
     found = cluster.json("admin", "servers")["servers"]
@@ -42,6 +48,8 @@ def test_a_killed_server_is_seen_repaired_removed_and_replaced(
     cluster.dfs("upload", "-r", tree, "/data/tree")
     wait_until(lambda: healthy(cluster), what="all chunks whole", timeout_s=30)
 
+    assert survives(cluster) == {"disks": 2, "servers": 2}
+
     number = server_named(cluster, "cs2")["server"]
     cluster.kill("cs2")
     killed_at = time.monotonic()
@@ -52,6 +60,7 @@ def test_a_killed_server_is_seen_repaired_removed_and_replaced(
     )
     assert time.monotonic() - killed_at < 5
     wait_until(lambda: healthy(cluster), what="full redundancy again", timeout_s=60)
+    assert survives(cluster) == {"disks": 2, "servers": 2}
     jobs = {job["kind"]: job for job in cluster.json("admin", "jobs", "list")["jobs"]}
     assert jobs["repair"]["bytes_done"] > 0
     assert jobs["repair"]["failures"] == 0
@@ -91,6 +100,9 @@ def test_a_server_is_drained_while_clients_read_and_then_removed(
     cluster.dfs("admin", "scrub", "--wait")
     _, errors = back.communicate(timeout=60)
     assert back.returncode == 0, errors.decode()
+    (found,) = cluster.json("safety", "/big")["paths"]
+    assert found["verified"]["chunks"] == found["chunks"] > 0
+    assert "Verified" in cluster.dfs("safety", "/big").stdout
     assert (tmp_path / "back").read_bytes() == (tmp_path / "big").read_bytes()
     assert server_named(cluster, "cs1")["fragments"] == 0
     cluster.dfs("admin", "remove", str(number))
