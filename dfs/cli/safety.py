@@ -120,7 +120,7 @@ def safety(paths: RemotePaths, json: Json = False) -> int:
         documents = []
         for path in names:
             try:
-                survey = await _survey(client, path, failures)
+                survey = await look_at(client, path, failures)
             except DfsError as error:
                 failures.add(error)
                 continue
@@ -136,7 +136,8 @@ def safety(paths: RemotePaths, json: Json = False) -> int:
     return run(body)
 
 
-async def _survey(client: "Client", path: bytes, failures: Failures) -> Survey:
+async def look_at(client: "Client", path: bytes, failures: Failures) -> Survey:
+    """All files at and below `path`, with their chunks. Raises DfsError where it does not exist."""
     import trio
 
     from dfs.cli.walking import Node, TreeWalk

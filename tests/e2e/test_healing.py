@@ -51,6 +51,17 @@ def test_a_killed_server_is_seen_repaired_removed_and_replaced(
     assert survives(cluster) == {"disks": 2, "servers": 2}
 
     number = server_named(cluster, "cs2")["server"]
+    one = cluster.json("admin", "plan", "lose", str(number))
+    assert one["unreadable"]["bytes"] == one["at_risk"]["bytes"] == 0
+    assert one["bytes_to_move"] > 0
+    everything = [str(server_named(cluster, name)["server"]) for name in cluster.servers]
+    gone = cluster.dfs("admin", "plan", "lose", *everything, check=False)
+    assert gone.returncode == 1
+    assert "cannot be read" in gone.stdout
+    otherwise = cluster.json("admin", "plan", "policy", "/data", "scratch")
+    assert otherwise["stored_now"] == 3 * otherwise["stored_after"] > 0
+    assert cluster.json("admin", "plan", "drain", str(number))["bytes"] > 0
+
     cluster.kill("cs2")
     killed_at = time.monotonic()
     wait_until(
@@ -119,6 +130,8 @@ def test_a_server_is_drained_while_clients_read_and_then_removed(
         (("jobs", "cancel", "1"), "cannot be cancelled"),
         (("jobs", "budget", "3"), "too little"),
         (("remove", "disk:77"), "no server or disk 'disk:77'"),
+        (("plan", "lose", "rack:r9"), "no server is in rack 'r9'"),
+        (("plan", "policy", "/", "nix"), "no policy 'nix'"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_to_do(
