@@ -73,11 +73,13 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class _Disk:
-    __slots__ = ("location", "record", "report", "state")
+    __slots__ = ("absent_since", "location", "record", "report", "state")
 
     def __init__(self, record: DiskRecord, location: DiskLocation) -> None:
         self.record = record
         self.report: DiskReport | None = None
+        self.absent_since: float | None = None
+        """Since when its server runs without it."""
         self.state = DiskState.SUSPECT
         self.location = location
 
@@ -162,6 +164,10 @@ class Liveness:
         heard = {report.uuid: report for report in reports}
         for uuid, disk in entry.disks.items():
             disk.report = heard.get(uuid)
+            if disk.report is not None:
+                disk.absent_since = None
+            elif disk.absent_since is None:
+                disk.absent_since = now
         self._refresh(entry)
 
     def _distrust_s(self, entry: _Server, now: float) -> float:
@@ -326,9 +332,21 @@ class Liveness:
         known = self._disks
         return tuple(known[disk].location for disk in dict.fromkeys(disks) if disk in known)
 
-    def dead(self) -> list[DiskId]:
-        """Disks that are given up: DOWN or FAILED."""
-        return [number for number, disk in self._disks.items() if disk.state in DEAD]
+    def given_up(self, disk: DiskId) -> bool:
+        """What it held is to be made anew: it is DOWN or FAILED, or unknown.
+
+        One that its server runs without has the same grace as a silent server: it may only hang.
+        """
+        entry = self._disks.get(disk)
+        if entry is None:
+            return True
+        if entry.state is DiskState.FAILED and entry.report is None:
+            since = self._clock() if entry.absent_since is None else entry.absent_since
+            return self._clock() - since >= self._timing.down_after_s
+        return entry.state in DEAD
+
+    def given_up_disks(self) -> list[DiskId]:
+        return [number for number in self._disks if self.given_up(number)]
 
     def serving(self) -> list[DiskLocation]:
         """All disks that answer now."""

@@ -178,11 +178,13 @@ def _server_problem(server: m.ServerInfo) -> str:
 
 
 def _is_bad(disk: m.DiskInfo) -> bool:
-    return disk.state in (DiskState.FAILED, DiskState.FULL)
+    return disk.state in (DiskState.FAILED, DiskState.FULL, DiskState.UNSTEADY)
 
 
 def _disk_problem(server: m.ServerInfo, disk: m.DiskInfo) -> str:
     name = f"disk {disk.disk} ({disk.path} on {server.address})"
     if disk.state == DiskState.FULL:
         return f"{name} is full: {disk.free >> 20} MiB free"
+    if disk.state == DiskState.UNSTEADY:
+        return f"{name} gets no new data for a while: its server fell several times lately"
     return f"{name} has failed: {disk.error or 'its server gives no reason'}"

@@ -21,7 +21,7 @@ from dfs.core.policy import Spread
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk, get_counters, get_policy
-from dfs.master.liveness import DEAD, SERVES
+from dfs.master.liveness import SERVES
 from dfs.wire.messages import (
     DeleteFragments,
     Empty,
@@ -87,7 +87,7 @@ class Mover:
             for fragment in chunk.good
             if fragment.index != index
             and fragment.disk not in gone
-            and liveness.state(fragment.disk) not in DEAD
+            and not liveness.given_up(fragment.disk)
         ]
         here = next((f for f in chunk.fragments if f.index == index), None)
         mendable = (

@@ -26,7 +26,6 @@ from dfs.master.jobs.board import RunningJob
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
 from dfs.master.keyspace import get_chunk, get_counters
-from dfs.master.liveness import DEAD
 from dfs.wire.messages import PlanReply
 from dfs.wire.messages import StartJob as StartRequest
 
@@ -59,8 +58,8 @@ class Missing(msgspec.Struct, frozen=True):
 
 def missing(context: JobContext, chunk: Chunk) -> Missing:
     """Indexes without a GOOD fragment on a disk that is not given up."""
-    state = context.liveness.state
-    have = {fragment.index for fragment in chunk.good if state(fragment.disk) not in DEAD}
+    given_up = context.liveness.given_up
+    have = {fragment.index for fragment in chunk.good if not given_up(fragment.disk)}
     lacks = tuple(index for index in range(chunk.width) if index not in have)
     return Missing(lacks, len(have) - chunk.k)
 
@@ -200,7 +199,7 @@ class Repair:
                     yield chunk, since_ns
             after = rows[-1][0]
             await trio.lowlevel.checkpoint()
-        for disk in self._context.liveness.dead():
+        for disk in self._context.liveness.given_up_disks():
             after = 0
             since_ns = self._context.now_ns()
             while numbers := fragments.on_disk(reader, disk, after, SLICE):
@@ -210,7 +209,7 @@ class Repair:
                         yield chunk, since_ns
                 after = numbers[-1]
                 await trio.lowlevel.checkpoint()
-                if self._context.liveness.state(disk) not in DEAD:
+                if not self._context.liveness.given_up(disk):
                     break
 
     def _describe(self, stuck: int) -> str:

@@ -182,3 +182,49 @@ def test_a_master_that_was_held_up_blames_nobody(liveness: Liveness, clock: Cloc
     assert states(liveness) == [DiskState.UP] * 2
     pass_time(liveness, clock, 0.25)
     assert states(liveness) == [DiskState.SUSPECT] * 2
+
+
+def test_a_disk_that_its_server_runs_without_has_the_grace_of_a_silent_server(
+    liveness: Liveness, clock: Clock
+) -> None:
+    liveness.admit(server(1), [disk(1, 1), disk(3, 1)], [report(1), report(3)])
+    liveness.heartbeat(1, [report(1)])
+    assert liveness.state(3) is DiskState.FAILED
+    assert not liveness.given_up(3)
+    for _ in range(61):
+        clock.now += 1
+        liveness.tick()
+        liveness.heartbeat(1, [report(1)])
+    assert liveness.given_up(3)
+    liveness.heartbeat(1, [report(1), report(3)])
+    assert not liveness.given_up(3)
+    liveness.heartbeat(1, [report(1), report(3, failed=True)])
+    assert liveness.given_up(3), "its server says that it has failed: no need to wait"
+
+
+def test_a_server_that_keeps_falling_is_not_trusted_at_once(
+    liveness: Liveness, clock: Clock
+) -> None:
+    for fall in range(1, 5):
+        pass_time(liveness, clock, 5, 2)
+        assert liveness.state(1) is DiskState.SUSPECT
+        liveness.heartbeat(1, [report(1)])
+        expected = DiskState.UP if fall <= 2 else DiskState.UNSTEADY
+        assert liveness.state(1) is expected, fall
+    pass_time(liveness, clock, 119, 1, 2)
+    assert liveness.state(1) is DiskState.UNSTEADY
+    assert liveness.presumed_alive(1)
+    pass_time(liveness, clock, 3, 1, 2)
+    assert liveness.state(1) is DiskState.UP
+
+
+def test_a_draining_disk_serves_and_a_forgotten_one_is_unknown(liveness: Liveness) -> None:
+    liveness.set_draining([1], True)
+    assert liveness.state(1) is DiskState.DRAINING
+    assert liveness.presumed_alive(1)
+    liveness.set_draining([1], False)
+    assert liveness.state(1) is DiskState.UP
+    liveness.forget([1])
+    assert liveness.location(1) is None
+    assert liveness.server(1) is None
+    assert not liveness.heartbeat(1, [report(1)])
