@@ -259,3 +259,31 @@ def test_a_backup_goes_through_pipes_and_a_bad_one_is_refused(
     )
     assert again.returncode == 2
     assert "not empty" in again.stderr
+
+
+def test_fragments_that_moved_after_the_backup_are_found_again(tree: Path, tmp_path: Path) -> None:
+    """A server was emptied since, and left the cluster: the backup knows only where it was."""
+    with Cluster(tmp_path / "cluster", servers=4) as cluster:
+        cluster.dfs("upload", "-r", tree, "/tree")
+        cluster.dfs("admin", "backup", tmp_path / "backup")
+        cluster.dfs("admin", "drain", cluster.servers["cs1"].address)
+        while damage.fragments(cluster, "cs1"):
+            checked = cluster.json("admin", "fsck")
+            assert checked["sound"], checked  # what moves is not taken for damage
+        before = held(cluster)
+        restore(cluster, tmp_path / "backup")
+        heard(cluster)
+        cluster.dfs("download", "-r", "/tree", tmp_path / "back")
+        oracle.assert_same(tree, tmp_path / "back")
+
+        def is_healthy() -> bool:
+            chunks = cluster.json("admin", "status")["chunks"]
+            return chunks["healthy"] == chunks["total"] > 0
+
+        wait_until(is_healthy, what="all chunks whole")
+        assert held(cluster) >= before
+        cluster.dfs("admin", "confirm-restore", "--yes")
+        wait_until(lambda: cluster.json("admin", "fsck")["sound"], what="a sound cluster")
+        shutil.rmtree(tmp_path / "back")
+        cluster.dfs("download", "-r", "/tree", tmp_path / "back")
+        oracle.assert_same(tree, tmp_path / "back")
