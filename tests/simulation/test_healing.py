@@ -108,6 +108,21 @@ def test_what_a_dead_server_held_is_made_anew(tmp_path: Path, policy: str) -> No
     play(tmp_path / "disks", story, servers=8)
 
 
+def test_what_waited_long_for_a_server_is_made_anew_as_soon_as_one_comes(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await fill(world, "default", 4, MIB)
+        await until(lambda: not world.not_whole(), 200)
+        await world.crash("cs1")
+        # By then repair has tried in vain so often that it pauses for minutes.
+        await trio.sleep(TIMING.down_after_s + 700)
+        assert world.not_whole("cs1")
+        await world.add_server()
+        took_s = await until(lambda: not world.not_whole("cs1"), 600)
+        assert took_s < 30, took_s
+
+    play(tmp_path / "disks", story, servers=3)
+
+
 def test_a_server_that_is_away_for_a_moment_costs_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await fill(world, "default", 6, MIB)

@@ -11,6 +11,7 @@ A standing job: it can be paused and held to a budget, and never ends.
 
 import heapq
 import logging
+import math
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -44,7 +45,10 @@ SCAN_AGAIN_S: Final = 30.0
 """With nothing to do and nothing changed, everything is looked through again after so long."""
 WAIT_FIRST_S: Final = 5.0
 WAIT_MOST_S: Final = 300.0
-"""Pauses between two attempts at one chunk, each twice the last."""
+"""Pauses between two attempts at one chunk, each twice the last; the first, where servers or
+disks have changed meanwhile."""
+CLAIMED_S: Final = 2.0
+"""A chunk that another job has in hand is looked at again after so long."""
 WAITS_MAX: Final = 100_000
 
 
@@ -112,8 +116,14 @@ class _Queue:
 
 
 class _Wait(msgspec.Struct, frozen=True):
-    until: float
+    failed_at: float
     pause_s: float
+    version: int
+    """Of what was known of servers and disks then."""
+
+    def until(self, version: int) -> float:
+        pause_s = self.pause_s if version == self.version else WAIT_FIRST_S
+        return self.failed_at + pause_s
 
 
 class Repair:
@@ -126,6 +136,8 @@ class Repair:
         self._mover = mover
         self._queue = _Queue(QUEUE_MAX)
         self._waits: dict[ChunkId, _Wait] = {}
+        self._again_at = math.inf
+        """When something that was passed over wants another look."""
         self._active = 0
         self._changed = trio.Event()
         """Set when the queue grew or the scan ended."""
@@ -157,14 +169,15 @@ class Repair:
             await job.turn()
             stamp = (self._context.liveness.version, get_counters(self._context.reader).wanting)
             passed_s = trio.current_time() - scanned_at
-            if len(self._queue):
+            again = trio.current_time() >= self._again_at
+            if len(self._queue) or self._active:
                 # A disk that failed meanwhile may have made other chunks more urgent.
                 due = stamp[0] != seen[0] and passed_s >= SCAN_BUSY_S
                 due |= self._queue.refused and len(self._queue) < QUEUE_MAX // 2
+                due |= again and passed_s >= SCAN_AGAIN_S
             else:
-                # Nor need others wait for a chunk that takes long.
                 due = stamp != seen or self._queue.refused or passed_s >= SCAN_AGAIN_S
-                due &= not self._active or passed_s >= SCAN_BUSY_S
+                due |= again and passed_s >= SCAN_BUSY_S
             if due or self._hurry:
                 if not (len(self._queue) or self._active):
                     job.reset()
@@ -176,14 +189,21 @@ class Repair:
     async def _scan(self, job: RunningJob) -> int:
         """Queue what is missing; how many chunks cannot be repaired now."""
         stuck = 0
+        self._again_at = math.inf
         async for chunk, since_ns in self._candidates():
             lack = missing(self._context, chunk)
-            if not lack.indexes or chunk.chunk in self._context.claims.moving:
+            if not lack.indexes:
+                continue
+            if chunk.chunk in self._context.claims.moving:
+                self._look_again(trio.current_time() + CLAIMED_S)
                 continue
             wait = self._waits.get(chunk.chunk)
-            if wait is not None and trio.current_time() < wait.until:
-                stuck += 1
-                continue
+            if wait is not None:
+                until = wait.until(self._context.liveness.version)
+                if trio.current_time() < until:
+                    stuck += 1
+                    self._look_again(until)
+                    continue
             if self._queue.add(chunk.chunk, lack.spare, since_ns):
                 job.items_total += 1
                 job.bytes_total += len(lack.indexes) * -(-chunk.length // chunk.k)
@@ -237,7 +257,12 @@ class Repair:
                 continue
             self._active += 1
             try:
-                await self._mend(job, number)
+                with self._context.claims.chunk(number) as free:
+                    if free:
+                        await self._mend(job, number)
+                    else:
+                        job.moved(1, 0)
+                        self._look_again(trio.current_time() + CLAIMED_S)
             finally:
                 self._active -= 1
 
@@ -247,16 +272,9 @@ class Repair:
         if chunk is None or chunk.state is not ChunkState.SEALED:
             job.moved(1, 0)
             return
-        indexes = missing(self._context, chunk).indexes
-        expected = len(indexes) * -(-chunk.length // chunk.k)
-        # Without the claim: a job that is paused must not keep others from the chunk.
-        await job.turn(expected)
-        stored = 0
         try:
-            with self._context.claims.chunk(number) as free:
-                if free:
-                    for index in indexes:
-                        stored += await self._make(job, number, index)
+            for index in missing(self._context, chunk).indexes:
+                await self._make(job, number, index)
         except DfsError as error:
             job.failures += 1
             self._defer(number)
@@ -267,17 +285,15 @@ class Repair:
             log.exception("chunk %d is not repaired yet", number)
         else:
             self._waits.pop(number, None)
-        finally:
-            job.correct(stored - expected)
         job.moved(1, 0)
 
-    async def _make(self, job: RunningJob, number: ChunkId, index: int) -> int:
-        """Make fragment `index`, unless the chunk has got it meanwhile; the bytes written."""
+    async def _make(self, job: RunningJob, number: ChunkId, index: int) -> None:
+        """Make fragment `index`, unless the chunk has got it meanwhile."""
         chunk = get_chunk(self._context.reader, number)
         if chunk is None or index not in missing(self._context, chunk).indexes:
-            return 0
+            return
         if len(self._mover.sources(chunk, index)) < chunk.k and self._reclaim(chunk):
-            return 0
+            return
         disk = self._mover.target(chunk, index)
         if not disk:
             raise FileSystemError(
@@ -285,10 +301,12 @@ class Repair:
                 "this chunk already",
                 hint="add a server, or bring one back",
             )
+        expected = -(-chunk.length // chunk.k)
+        await job.turn(expected)
         made = await self._mover.make(chunk, index, disk)
+        job.correct(made.stored - expected)
         job.moved(0, made.stored)
-        job.bytes_total += made.stored - -(-chunk.length // chunk.k)
-        return made.stored
+        job.bytes_total += made.stored - expected
 
     def _reclaim(self, chunk: Chunk) -> bool:
         """Take back stale fragments of a chunk that cannot be read without them."""
@@ -308,4 +326,9 @@ class Repair:
         pause_s = WAIT_FIRST_S if last is None else min(WAIT_MOST_S, 2 * last.pause_s)
         while len(self._waits) >= WAITS_MAX:
             self._waits.pop(next(iter(self._waits)))
-        self._waits[number] = _Wait(trio.current_time() + pause_s, pause_s)
+        wait = _Wait(trio.current_time(), pause_s, self._context.liveness.version)
+        self._waits[number] = wait
+        self._look_again(wait.until(wait.version))
+
+    def _look_again(self, at: float) -> None:
+        self._again_at = min(self._again_at, at)
