@@ -65,10 +65,12 @@ async def until(true: Callable[[], bool], within_s: float) -> float:
     return trio.current_time() - began
 
 
-async def finished(client: Client, job: int, within_s: float = 3600) -> JobInfo:
+async def finished(
+    client: Client, job: int, within_s: float = 3600, *, every_s: float = 3
+) -> JobInfo:
     with trio.fail_after(within_s):
         while (info := await client.admin.job(job)).state is JobState.RUNNING:
-            await trio.sleep(3)
+            await trio.sleep(every_s)
     return info
 
 
@@ -213,9 +215,9 @@ def test_a_drained_server_is_empty_and_can_be_removed(tmp_path: Path) -> None:
             job = await client.admin.start("drain", disks=(disk,))
             assert (await client.admin.start("drain", disks=(disk,))).job == job.job
             await client.write_file("/meanwhile", b"x" * MIB)
-            info = await finished(client, job.job)
+            info = await finished(client, job.job, every_s=0.05)
             assert info.state is JobState.DONE, info
-            await until(lambda: not any(s == "cs3" for s, _ in world.fragments()), 120)
+            assert not any(s == "cs3" for s, _ in world.fragments())
             assert not world.not_whole("cs3")
             await client.admin.remove(server)
             assert all(s.server != server for s in await client.meta.servers())

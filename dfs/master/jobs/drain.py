@@ -21,6 +21,7 @@ from dfs.master.jobs.board import RunningJob, seconds_for
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
 from dfs.master.keyspace import get_chunk, get_policy
+from dfs.master.liveness import DEAD
 from dfs.wire.messages import PlannedDisk, PlanReply
 from dfs.wire.messages import StartJob as StartRequest
 
@@ -148,14 +149,24 @@ class Drain:
             moved_before = job.items_done
             for disk in disks:
                 await self._empty(job, disk)
-            if not any(fragments.on_disk(context.reader, disk, 0, 1) for disk in disks):
+            if any(fragments.on_disk(context.reader, disk, 0, 1) for disk in disks):
+                # Open chunks want their writer to finish; others another server, or a second try.
+                moved = job.items_done > moved_before
+                pause_s = PAUSE_FIRST_S if moved else min(PAUSE_MOST_S, 2 * pause_s)
+                job.note = self._what_is_left(disks)
+            elif any(self._is_deleting(disk) for disk in disks):
+                pause_s = PAUSE_FIRST_S
+                job.note = "what has been moved away is being deleted"
+            else:
                 return "empty: everything has been moved, it can be removed"
-            # Open chunks want their writer to finish; others another server, or a second try.
-            pause_s = (
-                PAUSE_FIRST_S if job.items_done > moved_before else min(PAUSE_MOST_S, 2 * pause_s)
-            )
-            job.note = self._what_is_left(disks)
             await trio.sleep(pause_s)
+
+    def _is_deleting(self, disk: DiskId) -> bool:
+        """A disk that is given up deletes nothing, and can be removed all the same."""
+        context = self._context
+        if context.liveness.state(disk) in DEAD:
+            return False
+        return bool(fragments.doomed_on(context.reader, disk, 0, 1))
 
     def _what_is_left(self, disks: Sequence[DiskId]) -> str:
         states = [
