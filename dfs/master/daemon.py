@@ -201,8 +201,8 @@ class Master:
             Drain(context, mover),
             Rebalance(context, mover),
         )
-        self._board = JobBoard(context, {kind.name: kind for kind in kinds})
-        jobs = JobService(self._board, DiskKeeper(context, self._board), repair.hurry, self.journal)
+        self.board = JobBoard(context, {kind.name: kind for kind in kinds})
+        jobs = JobService(self.board, DiskKeeper(context, self.board), repair.hurry, self.journal)
         self.handlers = {
             **clients.handlers(),
             **servers.handlers(),
@@ -238,7 +238,7 @@ class Master:
                 nursery.start_soon(run_forever, job, name=job.name)
             nursery.start_soon(self._checks.run)
             nursery.start_soon(self._backups.run)
-            nursery.start_soon(self._board.run)
+            nursery.start_soon(self.board.run)
             await serve(
                 listeners,
                 self.handlers,
@@ -305,7 +305,7 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
 async def _monitor(listen: str, master: Master, nursery: trio.Nursery) -> None:
     from dfs.wire.http import serve_http  # noqa: PLC0415  # slow to load, and seldom needed
 
-    metrics = MasterMetrics(master.status.latest)
+    metrics = MasterMetrics(master.status.latest, master.board.infos)
     bound = await nursery.start(serve_http, listen, metrics.metrics, metrics.problems)
     log.info("monitoring at http://%s/metrics and /health", bound)
 

@@ -51,6 +51,8 @@ from dfs.master.keyspace import (
 )
 
 _NS_IN_S: Final = 1_000_000_000
+_CORRUPT: Final = b"\1"
+"""Ends a stale row of bytes that are known to be damaged: nobody takes them back."""
 
 
 def is_whole(chunk: Chunk) -> bool:
@@ -119,7 +121,8 @@ def place(txn: Writer, command: PlaceFragment) -> bool:
     for fragment in chunk.fragments:
         if fragment.index == index and fragment.disk != disk:
             txn.delete(fragment_by_disk_key(fragment.disk, number))
-            txn.put(doomed_key(fragment.disk, number), bytes((index,)))
+            corrupt = fragment.state is FragmentState.CORRUPT
+            txn.put(doomed_key(fragment.disk, number), bytes((index,)) + _CORRUPT * corrupt)
             _count_stale(txn, 1)
     txn.put(fragment_by_disk_key(disk, number), bytes((index,)))
     fragments = sorted((*kept, Fragment(index, disk)), key=lambda fragment: fragment.index)
@@ -202,8 +205,8 @@ def doomed_on(
 
 
 def stale_of(reader: Reader, chunk: ChunkId, disks: list[DiskId]) -> Iterator[tuple[DiskId, int]]:
-    """(disk, index) of stale fragments of a chunk, among `disks`."""
+    """(disk, index) of stale fragments of a chunk that may be good, among `disks`."""
     values = reader.get_many([doomed_key(disk, chunk) for disk in disks])
     for disk, value in zip(disks, values, strict=True):
-        if value:
+        if value and not value.endswith(_CORRUPT, 1):
             yield disk, value[0]

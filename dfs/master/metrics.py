@@ -1,18 +1,21 @@
 """What the master tells of the cluster on its monitoring port: a view of the status."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dfs.core.chunk import DiskState
 from dfs.core.metrics import Metric, Sample, gauge
-from dfs.wire.messages import StatusReply
+from dfs.wire.messages import JobInfo, JobState, StatusReply
 
 
 class MasterMetrics:
     """Sources for `dfs.wire.http.serve_http`."""
 
-    def __init__(self, latest: Callable[[], StatusReply]) -> None:
+    def __init__(
+        self, latest: Callable[[], StatusReply], jobs: Callable[[], Sequence[JobInfo]]
+    ) -> None:
         """`latest` gives the status without counting anything afresh."""
         self._latest = latest
+        self._jobs = jobs
 
     def metrics(self) -> Iterator[Metric]:
         status = self._latest()
@@ -47,6 +50,31 @@ class MasterMetrics:
                 )
                 for server in status.servers
             ],
+        )
+
+        yield from self._work()
+
+    def _work(self) -> Iterator[Metric]:
+        running = [job for job in self._jobs() if job.state == JobState.RUNNING]
+        labels = [{"job": str(job.job), "kind": job.kind} for job in running]
+
+        def of(values: Iterable[float]) -> list[Sample]:
+            return [Sample(value, label) for value, label in zip(values, labels, strict=True)]
+
+        yield Metric(
+            "dfs_job_left_chunks",
+            "Chunks that a running job still has to do, as far as it knows.",
+            of(max(0, job.items_total - job.items_done) for job in running),
+        )
+        yield Metric(
+            "dfs_job_bytes_per_second",
+            "What a running job moves or reads, lately.",
+            of(job.rate for job in running),
+        )
+        yield Metric(
+            "dfs_job_failures",
+            "Attempts of a running job that failed; they are repeated.",
+            of(job.failures for job in running),
         )
 
     def problems(self) -> Iterator[str]:

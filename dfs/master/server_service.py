@@ -41,6 +41,9 @@ STRETCH_FRAGMENTS: Final = 200
 STRETCH_ROWS: Final = 400
 """Rows of the store gone through in one go."""
 
+REPORT_AFTER_S: Final = 30.0
+"""A disk that holds what could not be settled is asked again so much later."""
+
 _UNSPECIFIED: Final = frozenset(("", "0.0.0.0", "[::]", "::"))
 
 
@@ -77,6 +80,8 @@ class ServerService:
         self._clock = clock
         self._now_ns = now_ns
         self._peers: dict[ServerId, Peer] = {}
+        self._again: set[DiskId] = set()
+        """Disks that hold what could not be settled yet: they shall report once more."""
 
     def handlers(self) -> Mapping[type[m.Message], Handler]:
         return {
@@ -256,18 +261,32 @@ class ServerService:
             await self._journal.sync()
         if request.last:
             self._reports.finished(disk)
+            if disk in self._again:
+                self._again.discard(disk)
+                next_chunk = get_counters(self._reader).next_chunk
+                not_before = self._clock() + REPORT_AFTER_S
+                self._reports.want((disk,), next_chunk, not_before=not_before)
         return m.ReportChunksReply(tuple(useless))
 
     def _settle_unlisted(self, disk: DiskId, plan: chunk_reports.Plan) -> int:
-        """What the disk holds beyond the master's list: adopt it, or have it deleted."""
+        """What the disk holds beyond the master's list: adopt it, or have it deleted.
+
+        Not of a chunk that is being moved: the disk may be getting another fragment of it, in
+        the place of this one. Nor adopt what has changed since the list was made: it may be gone.
+        """
         claims, journal, now_ns = self._claims, self._journal, self._now_ns()
         stale = tuple(held for held in plan.stale if held[0] not in claims.moving)
         if stale:
             journal.append(MarkStale(now_ns, disk, stale))
+        put_off = len(stale) < len(plan.stale)
         adopted = 0
         for chunk, index in plan.adopt:
-            if not claims.is_deleting(disk, chunk):
+            if chunk in claims.moving or chunk in self._reports.spared:
+                put_off = True
+            elif not claims.is_deleting(disk, chunk):
                 adopted += journal.append(PlaceFragment(now_ns, chunk, index, disk, True))
+        if put_off:
+            self._again.add(disk)
         return len(stale) + adopted
 
 

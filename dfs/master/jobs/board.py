@@ -226,7 +226,10 @@ class JobBoard:
                     self._begin(record)
             while True:
                 await trio.sleep(SAVE_EVERY_S)
-                self._save()
+                try:
+                    self._save()
+                except DfsError as error:
+                    log.warning("the progress of jobs is not written down: %s", error)
 
     def _begin(self, record: JobRecord) -> RunningJob:
         assert self._nursery is not None
@@ -242,10 +245,11 @@ class JobBoard:
             while True:
                 try:
                     await job.turn()
-                    self._end(job, JobState.DONE, await kind.run(job))
-                    return
-                except JobFailedError as error:
-                    self._end(job, JobState.FAILED, str(error))
+                    try:
+                        state, note = JobState.DONE, await kind.run(job)
+                    except JobFailedError as error:
+                        state, note = JobState.FAILED, str(error)
+                    self._end(job, state, note)
                     return
                 except DfsError as error:
                     job.note = f"{error}; trying again"
@@ -271,10 +275,10 @@ class JobBoard:
         for number, job in self._running.items():
             progress = job.progress
             if self._saved.get(number) != progress:
-                self._saved[number] = progress
                 changed.append(progress)
         if changed:
             self._context.journal.append(UpdateJobs(self._context.now_ns(), tuple(changed)))
+            self._saved.update((progress.job, progress) for progress in changed)
 
     # ------------------------------------------------------------------ for the service
 
@@ -330,12 +334,12 @@ class JobBoard:
                 hint=f"stop it for a time with `dfs admin jobs pause {number}`",
             )
         if state is JobState.CANCELLED:
+            self._end(job, state, "cancelled")
             job.set_state(state)
             job.scope.cancel()
-            self._end(job, state, "cancelled")
         elif state is not job.state:
-            job.set_state(state)
             self._context.journal.append(SetJobState(self._context.now_ns(), number, state))
+            job.set_state(state)
             log.info("job %d (%s): %s", number, info.kind, state.name.lower())
         return self.info(number)
 

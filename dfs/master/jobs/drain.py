@@ -132,10 +132,7 @@ class Drain:
             for fragment in chunk.good
             if fragment.index != index and fragment.disk not in disks
         ]
-        avoid = {*disks, *(fragment.disk for fragment in chunk.fragments)}
-        return self._context.liveness.extend(
-            self._mover.spread(chunk), stay, random=self._context.random, avoid=avoid
-        )
+        return self._mover.elsewhere(chunk, stay, avoid=disks)
 
     # ------------------------------------------------------------------ running
 
@@ -198,9 +195,7 @@ class Drain:
         self, job: RunningJob, disk: DiskId, number: ChunkId, limit: trio.CapacityLimiter
     ) -> None:
         try:
-            with self._context.claims.chunk(number) as free:
-                if free:
-                    await self._move(job, disk, number)
+            await self._move(job, disk, number)
         except DfsError as error:
             job.failures += 1
             log.info("drain: chunk %d stays on disk %d for now: %s", number, disk, error)
@@ -208,6 +203,29 @@ class Drain:
             limit.release_on_behalf_of(number)
 
     async def _move(self, job: RunningJob, disk: DiskId, number: ChunkId) -> None:
+        found = self._movable(disk, number)
+        if found is None:
+            return
+        expected = -(-found[0].length // found[0].k)
+        # Without the claim: a job that is paused must not keep repair from the chunk.
+        await job.turn(expected)
+        stored = 0
+        try:
+            with self._context.claims.chunk(number) as free:
+                found = self._movable(disk, number)
+                if not free or found is None:
+                    return
+                chunk, index = found
+                target = self._target(chunk, index, job.record.disks)
+                if not target:
+                    raise FileSystemError("no other disk may take it")
+                stored = (await self._mover.make(chunk, index, target)).stored
+            job.moved(1, stored)
+        finally:
+            job.correct(stored - expected)
+
+    def _movable(self, disk: DiskId, number: ChunkId) -> tuple[Chunk, int] | None:
+        """A chunk and the index of its fragment on the disk, where that is ours to move."""
         chunk = get_chunk(self._context.reader, number)
         fragment = None if chunk is None else chunk.on(disk)
         if (
@@ -217,12 +235,5 @@ class Drain:
             or fragment.state is not FragmentState.GOOD
         ):
             # Open ones are still written, and what is lost or broken is for repair to make anew.
-            return
-        target = self._target(chunk, fragment.index, job.record.disks)
-        if not target:
-            raise FileSystemError("no other disk may take it")
-        expected = -(-chunk.length // chunk.k)
-        await job.turn(expected)
-        made = await self._mover.make(chunk, fragment.index, target)
-        job.correct(made.stored - expected)
-        job.moved(1, made.stored)
+            return None
+        return chunk, fragment.index

@@ -20,7 +20,7 @@ from dfs.core.ids import ChunkId, DiskId
 from dfs.core.policy import Spread
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
 from dfs.master.jobs.context import JobContext
-from dfs.master.keyspace import get_chunk, get_counters, get_policy
+from dfs.master.keyspace import doomed_key, get_chunk, get_counters, get_policy
 from dfs.master.liveness import SERVES
 from dfs.wire.messages import (
     DeleteFragments,
@@ -97,11 +97,26 @@ class Mover:
         )
         if mendable and here is not None and here.state is FragmentState.LOST:
             return here.disk
-        avoid = [fragment.disk for fragment in chunk.fragments]
-        found = liveness.extend(self.spread(chunk), stay, random=self._context.random, avoid=avoid)
+        found = self.elsewhere(chunk, stay)
         if not found and mendable and here is not None:
             return here.disk
         return found
+
+    def elsewhere(
+        self, chunk: Chunk, stay: Iterable[DiskId], *, avoid: Iterable[DiskId] = ()
+    ) -> DiskId:
+        """A disk that has nothing of the chunk, apart from those in `stay`; 0 where there is none.
+
+        One that is about to delete a stale fragment of it has that still.
+        """
+        context = self._context
+        spread, stay = self.spread(chunk), tuple(stay)
+        shunned = {*avoid, *(fragment.disk for fragment in chunk.fragments)}
+        while disk := context.liveness.extend(spread, stay, random=context.random, avoid=shunned):
+            if context.reader.get(doomed_key(disk, chunk.chunk)) is None:
+                break
+            shunned.add(disk)
+        return disk
 
     def sources(self, chunk: Chunk, index: int) -> tuple[FragmentSource, ...]:
         """GOOD fragments that can be read, the one of the same index first, idle disks first."""
@@ -128,6 +143,7 @@ class Mover:
                 raise FragmentError(
                     f"disk {disk} cannot take a fragment of chunk {chunk.chunk} now"
                 )
+            chunk = self._check_free(chunk.chunk, index, disk)
             sources = self.sources(chunk, index)
             enough = any(source.index == index for source in sources) or len(sources) >= chunk.k
             if not enough:
@@ -149,6 +165,21 @@ class Mover:
         await self._place(chunk.chunk, index, disk, place.address)
         self._context.liveness.charge((disk,), reply.stored)
         return Made(reply.stored, reply.read)
+
+    def _check_free(self, number: ChunkId, index: int, disk: DiskId) -> Chunk:
+        """The chunk as it is now. Its server puts what it makes in the place of what it holds.
+
+        Raises FragmentError where that may be a fragment that counts, or is about to be deleted.
+        """
+        chunk = get_chunk(self._context.reader, number)
+        if chunk is None or chunk.state is not ChunkState.SEALED:
+            raise FragmentError(f"chunk {number} is gone")
+        here = chunk.on(disk)
+        if here is not None and (here.index != index or here.state is FragmentState.GOOD):
+            raise FragmentError(f"disk {disk} has fragment {here.index} of chunk {number} by now")
+        if self._context.reader.get(doomed_key(disk, number)) is not None:
+            raise FragmentError(f"disk {disk} is deleting another fragment of chunk {number}")
+        return chunk
 
     async def _order(self, address: str, request: RebuildFragment) -> RebuiltFragment:
         done = False

@@ -20,6 +20,7 @@ from dfs.master.backup import hold
 from dfs.master.commands import DropFragments, PurgeStep
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk, get_counters
+from dfs.master.liveness import SERVES
 from dfs.wire.messages import DeleteFragments, Empty
 
 log = logging.getLogger(__name__)
@@ -77,24 +78,33 @@ class PurgeFragments:
         async with trio.open_nursery() as nursery:
             for place in self._context.liveness.serving():
                 after = self._after.get(place.disk, 0)
-                batch = fragments.doomed_on(self._context.reader, place.disk, after, DELETE_BATCH)
-                if batch:
-                    nursery.start_soon(self._delete_batch, place, batch, more)
+                if fragments.doomed_on(self._context.reader, place.disk, after, 1):
+                    nursery.start_soon(self._delete_batch, place, more)
                 else:
                     self._after.pop(place.disk, None)
                 await trio.lowlevel.checkpoint()
         return bool(more)
 
-    async def _delete_batch(
-        self, place: DiskLocation, batch: list[tuple[ChunkId, int | None]], more: list[DiskId]
-    ) -> None:
+    async def _delete_batch(self, place: DiskLocation, more: list[DiskId]) -> None:
         context = self._context
         disk = place.disk
         async with self._limit:
-            chunks = [chunk for chunk, index in batch if index is None or self._is_useless(chunk)]
-            with context.claims.deletion(disk, chunks):
+            # Not read before it is our turn: a stale fragment may be taken back meanwhile.
+            after = self._after.get(disk, 0)
+            batch = fragments.doomed_on(context.reader, disk, after, DELETE_BATCH)
+            if not batch:
+                return
+            doomed = [chunk for chunk, index in batch if index is None]
+            stale = [chunk for chunk, index in batch if index is not None]
+            stale = [chunk for chunk in stale if self._is_useless(chunk)]
+            with context.claims.deletion(disk, doomed + stale):
                 # After a power cut the master must not come back with files that still need them.
                 await context.journal.sync()
+                # That takes time, in which disks die.
+                stale = [chunk for chunk in stale if self._is_useless(chunk)]
+                for chunk in stale:
+                    context.reports.note_changed(chunk)
+                chunks = sorted(doomed + stale)
                 if chunks and not await self._delete(place, chunks):
                     return
                 for start in range(0, len(chunks), DROP_BATCH):
@@ -112,8 +122,9 @@ class PurgeFragments:
         chunk = get_chunk(reader, chunk_id)
         if chunk is None or chunk.state is ChunkState.DOOMED:
             return not chunk_reports.needed(reader, (chunk_id,))
-        alive = self._context.liveness.presumed_alive
-        return sum(alive(fragment.disk) for fragment in chunk.good) >= chunk.width
+        # Not those from which a master that has just begun has heard nothing yet.
+        state = self._context.liveness.state
+        return sum(state(fragment.disk) in SERVES for fragment in chunk.good) >= chunk.width
 
     async def _delete(self, place: DiskLocation, chunks: list[ChunkId]) -> bool:
         request = DeleteFragments(place.disk, tuple(chunks))

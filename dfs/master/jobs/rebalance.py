@@ -293,6 +293,14 @@ class _Pass:
                 return _Move(chunk.chunk, fragment.index, source.disk, fill.disk, expected)
         return None
 
+    def _still_fits(self, move: _Move, chunk: Chunk) -> bool:
+        """Waiting for its turn takes time, in which repair gives the chunk other disks."""
+        fragment = chunk.on(move.source)
+        if fragment is None or fragment.index != move.index or chunk.on(move.target) is not None:
+            return False
+        stay = [other.disk for other in chunk.good if other.disk != move.source]
+        return self._context.liveness.allows(self._mover.spread(chunk), stay, move.target)
+
     def _gains(self, source: Fill, target: Fill, amount: int) -> bool:
         """The two are nearer to their goals afterwards, and the target does not go past its own
         by more than the aim allows."""
@@ -309,7 +317,7 @@ class _Pass:
             await job.turn(move.expected)
             with self._context.claims.chunk(move.chunk) as free:
                 chunk = get_chunk(self._context.reader, move.chunk)
-                if not free or chunk is None or chunk.on(move.source) is None:
+                if not free or chunk is None or not self._still_fits(move, chunk):
                     self._book(move, -booked)
                     return
                 made = await self._mover.make(chunk, move.index, move.target)

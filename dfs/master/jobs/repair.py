@@ -170,14 +170,16 @@ class Repair:
             stamp = (self._context.liveness.version, get_counters(self._context.reader).wanting)
             passed_s = trio.current_time() - scanned_at
             again = trio.current_time() >= self._again_at
-            if len(self._queue) or self._active:
+            if len(self._queue):
                 # A disk that failed meanwhile may have made other chunks more urgent.
                 due = stamp[0] != seen[0] and passed_s >= SCAN_BUSY_S
                 due |= self._queue.refused and len(self._queue) < QUEUE_MAX // 2
                 due |= again and passed_s >= SCAN_AGAIN_S
             else:
+                # Nor need others wait for a chunk that takes long.
                 due = stamp != seen or self._queue.refused or passed_s >= SCAN_AGAIN_S
                 due |= again and passed_s >= SCAN_BUSY_S
+                due &= not self._active or passed_s >= SCAN_BUSY_S
             if due or self._hurry:
                 if not (len(self._queue) or self._active):
                     job.reset()
@@ -257,12 +259,7 @@ class Repair:
                 continue
             self._active += 1
             try:
-                with self._context.claims.chunk(number) as free:
-                    if free:
-                        await self._mend(job, number)
-                    else:
-                        job.moved(1, 0)
-                        self._look_again(trio.current_time() + CLAIMED_S)
+                await self._mend(job, number)
             finally:
                 self._active -= 1
 
@@ -272,9 +269,18 @@ class Repair:
         if chunk is None or chunk.state is not ChunkState.SEALED:
             job.moved(1, 0)
             return
+        indexes = missing(self._context, chunk).indexes
+        expected = len(indexes) * -(-chunk.length // chunk.k)
+        # Without the claim: a job that is paused must not keep others from the chunk.
+        await job.turn(expected)
+        stored = 0
         try:
-            for index in missing(self._context, chunk).indexes:
-                await self._make(job, number, index)
+            with self._context.claims.chunk(number) as free:
+                if free:
+                    for index in indexes:
+                        stored += await self._make(job, number, index)
+                else:
+                    self._look_again(trio.current_time() + CLAIMED_S)
         except DfsError as error:
             job.failures += 1
             self._defer(number)
@@ -285,15 +291,17 @@ class Repair:
             log.exception("chunk %d is not repaired yet", number)
         else:
             self._waits.pop(number, None)
+        finally:
+            job.correct(stored - expected)
         job.moved(1, 0)
 
-    async def _make(self, job: RunningJob, number: ChunkId, index: int) -> None:
-        """Make fragment `index`, unless the chunk has got it meanwhile."""
+    async def _make(self, job: RunningJob, number: ChunkId, index: int) -> int:
+        """Make fragment `index`, unless the chunk has got it meanwhile; the bytes written."""
         chunk = get_chunk(self._context.reader, number)
         if chunk is None or index not in missing(self._context, chunk).indexes:
-            return
+            return 0
         if len(self._mover.sources(chunk, index)) < chunk.k and self._reclaim(chunk):
-            return
+            return 0
         disk = self._mover.target(chunk, index)
         if not disk:
             raise FileSystemError(
@@ -301,12 +309,10 @@ class Repair:
                 "this chunk already",
                 hint="add a server, or bring one back",
             )
-        expected = -(-chunk.length // chunk.k)
-        await job.turn(expected)
         made = await self._mover.make(chunk, index, disk)
-        job.correct(made.stored - expected)
         job.moved(0, made.stored)
-        job.bytes_total += made.stored - expected
+        job.bytes_total += made.stored - -(-chunk.length // chunk.k)
+        return made.stored
 
     def _reclaim(self, chunk: Chunk) -> bool:
         """Take back stale fragments of a chunk that cannot be read without them."""

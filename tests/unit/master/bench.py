@@ -1,0 +1,134 @@
+"""A master's jobs, and servers that answer from a script, by an injected clock."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final
+
+import trio
+
+from dfs.core.chunk import Chunk, FragmentState
+from dfs.core.ids import ChunkId, DiskId
+from dfs.master.chunk_reports import ReportBook
+from dfs.master.claims import Claims
+from dfs.master.commands import (
+    AllocateChunks,
+    DiskIdentity,
+    FragmentMark,
+    MarkFragments,
+    PlaceFragment,
+    Placement,
+    RegisterServer,
+    SealChunk,
+)
+from dfs.master.jobs.context import JobContext
+from dfs.master.journal import LocalJournal
+from dfs.master.keyspace import get_chunk
+from dfs.master.liveness import Liveness, Timing
+from dfs.master.membership import all_disks, all_servers
+from dfs.wire.messages import DeleteFragments, DiskReport, Empty, RebuildFragment, RebuiltFragment
+from tests.unit.master.rig import Rig
+
+LENGTH: Final = 1000
+GIB: Final = 1 << 30
+
+
+class Servers:
+    """What chunk servers are asked for; `script` may wait, raise or change things before the
+    answer."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.script: Callable[[Any], Any] = self._at_once
+
+    async def _at_once(self, request: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def call(self, address: str, request: Any, reply: type, *, timeout_s: float) -> Any:
+        self.asked.append(request)
+        await self.script(request)
+        return RebuiltFragment(LENGTH, LENGTH) if isinstance(request, RebuildFragment) else Empty()
+
+    @property
+    def rebuilds(self) -> list[RebuildFragment]:
+        return [request for request in self.asked if isinstance(request, RebuildFragment)]
+
+    @property
+    def deleted(self) -> set[tuple[DiskId, ChunkId]]:
+        return {
+            (request.disk, chunk)
+            for request in self.asked
+            if isinstance(request, DeleteFragments)
+            for chunk in request.chunks
+        }
+
+
+class _NoThreads:
+    async def run(self, function: Callable[..., Any], *args: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+
+class Bench:
+    """As many servers with a disk each as are asked for; all are up."""
+
+    def __init__(self, disks: int) -> None:
+        self.rig = Rig()
+        self.ino = self.rig.create(b"file")
+        self.servers = Servers()
+        self.journal = LocalJournal(self.rig.state, _NoThreads())
+        for number in range(1, disks + 1):
+            self.journal.append(
+                RegisterServer(
+                    self.rig.tick(), f"s{number}", f"10.0.0.{number}:9421", "", "", "0.1",
+                    (DiskIdentity(f"d{number}", f"/d{number}"),),
+                )
+            )  # fmt: skip
+        self.reports = ReportBook()
+        self.claims = Claims()
+        self.restart()
+        self.beat(*range(1, disks + 1))
+
+    def restart(self) -> None:
+        """A master that has heard from nobody yet."""
+        self.liveness = Liveness(Timing(), trio.current_time)
+        self.liveness.load(all_servers(self.rig.store), all_disks(self.rig.store))
+        self.context = JobContext(
+            self.journal, self.rig.store, self.liveness, self.servers,  # type: ignore[arg-type]
+            self.rig.tick, self.claims, self.reports, Random(1),
+        )  # fmt: skip
+
+    def beat(self, *servers: int) -> None:
+        for number in servers:
+            report = DiskReport(f"d{number}", f"/d{number}", 100 * GIB, GIB, 99 * GIB, 7, False, "")
+            self.liveness.heartbeat(number, [report])
+
+    async def pass_time(self, seconds: float, *alive: int) -> None:
+        """As the master sees it; the servers `alive` send heartbeats all along."""
+        for _ in range(round(2 * seconds)):
+            await trio.sleep(0.5)
+            self.beat(*alive)
+            self.liveness.tick()
+
+    def sealed(self, *disks: DiskId) -> ChunkId:
+        """A chunk in a file, with a copy on each of three disks."""
+        rig = self.rig
+        (chunk,) = rig.state.apply(
+            AllocateChunks(
+                rig.tick(), rig.session, rig.next_sequence(), 1, (Placement(1, 2, disks),)
+            )
+        )
+        number = chunk.chunk
+        rig.commit(self.ino, (number * LENGTH, LENGTH, number, 0))
+        rig.state.apply(SealChunk(rig.tick(), rig.session, rig.next_sequence(), number, LENGTH))
+        return number
+
+    def chunk(self, number: ChunkId) -> Chunk:
+        found = get_chunk(self.rig.store, number)
+        assert found is not None
+        return found
+
+    def mark(self, chunk: ChunkId, disk: DiskId, state: FragmentState) -> None:
+        self.journal.append(MarkFragments(self.rig.tick(), (FragmentMark(chunk, disk, state),)))
+
+    def place(self, chunk: ChunkId, index: int, disk: DiskId, *, reclaim: bool = False) -> bool:
+        return self.journal.append(PlaceFragment(self.rig.tick(), chunk, index, disk, reclaim))

@@ -1,0 +1,331 @@
+"""What happens to fragments at the same time: no order of events costs one that is needed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from dfs.core.chunk import FragmentState
+from dfs.core.errors import FragmentError, NoSpaceError
+from dfs.master import job_table
+from dfs.master.backup.holding import Holding
+from dfs.master.commands import MarkStale, StartJob
+from dfs.master.jobs.board import SAVE_EVERY_S, Bucket, JobBoard, RunningJob
+from dfs.master.jobs.drain import Drain
+from dfs.master.jobs.mover import Mover
+from dfs.master.jobs.purge import PurgeFragments
+from dfs.master.jobs.rebalance import Fills, _Move, _Pass
+from dfs.master.jobs.repair import Repair
+from dfs.master.keyspace import JobRecord, get_counters
+from dfs.master.server_service import REPORT_AFTER_S, ServerService
+from dfs.wire.handlers import Peer
+from dfs.wire.hello import Hello
+from dfs.wire.messages import (
+    DeleteFragments,
+    HeldFragment,
+    JobState,
+    PlanReply,
+    RebuildFragment,
+    ReportChunks,
+)
+from dfs.wire.messages import StartJob as StartRequest
+from tests.unit.master.bench import LENGTH, Bench
+
+PEER = Peer("10.0.0.1:1", Hello("chunkserver"))
+
+
+def job(kind: str, *, disks: tuple[int, ...] = (), bandwidth: int = 0) -> RunningJob:
+    record = JobRecord(
+        job=9, kind=kind, state=JobState.RUNNING, subject="", created_ns=0, disks=disks,
+        bandwidth=bandwidth, threshold=0.1,
+    )  # fmt: skip
+    return RunningJob(record, Bucket(0))
+
+
+def service(bench: Bench) -> ServerService:
+    def nothing(_: object) -> None: ...
+
+    holding = Holding(bench.rig.store, bench.journal, bench.liveness, bench.reports, bench.rig.tick)
+    return ServerService(
+        cluster="", heartbeat_s=1.0, reader=bench.rig.store, journal=bench.journal,
+        liveness=bench.liveness, reports=bench.reports, holding=holding, claims=bench.claims,
+        add_unsealed=nothing, on_registered=nothing, clock=trio.current_time,
+        now_ns=bench.rig.tick,
+    )  # fmt: skip
+
+
+async def report(bench: Bench, disk: int, *held: HeldFragment) -> None:
+    await service(bench).report_chunks(
+        PEER, ReportChunks(disk, disk, 0, held, True), memoryview(b"")
+    )
+
+
+async def for_a_while(seconds: float, *tasks: Callable[[], Any]) -> None:
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(task)
+
+
+# ------------------------------------------------------------------ a fragment in another's place
+
+
+async def test_no_fragment_is_made_where_another_one_counts_by_now(
+    autojump_clock: MockClock,
+) -> None:
+    """Its server would put it in the place of that one."""
+    bench = Bench(5)
+    chunk = bench.sealed(1, 2, 3)
+    seen = bench.chunk(chunk)
+    assert bench.place(chunk, 2, 4)
+    with pytest.raises(FragmentError):
+        await Mover(bench.context).make(seen, 1, 4)
+    assert not bench.servers.rebuilds
+
+
+async def test_no_fragment_is_made_where_a_stale_one_is_about_to_be_deleted(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    mover = Mover(bench.context)
+    with pytest.raises(FragmentError):
+        await mover.make(bench.chunk(chunk), 1, 3)
+    assert not bench.servers.rebuilds
+    assert mover.elsewhere(bench.chunk(chunk), (1, 4)) == 0
+
+
+async def test_a_planned_move_is_given_up_where_its_target_has_got_another_fragment(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(5)
+    chunk = bench.sealed(1, 2, 3)
+    running = job("rebalance")
+    fills = Fills(bench.liveness.server_infos())
+    work = _Pass(bench.context, Mover(bench.context), running, fills)
+    move = _Move(chunk, 1, 2, 4, LENGTH)
+    work._book(move, LENGTH)
+    used = fills.by_disk[4].used
+    assert bench.place(chunk, 2, 4)
+    limit = trio.CapacityLimiter(1)
+    await limit.acquire_on_behalf_of(move)
+    await work._carry_out(move, limit, move)
+    assert not bench.servers.rebuilds
+    assert fills.by_disk[4].used == used - LENGTH
+
+
+async def test_what_a_disk_holds_of_a_chunk_that_is_being_moved_is_adopted_later(
+    autojump_clock: MockClock,
+) -> None:
+    """The disk may be getting another fragment, in the place of the one that it reports."""
+    bench = Bench(5)
+    chunk = bench.sealed(1, 2, 3)
+    bench.mark(chunk, 3, FragmentState.LOST)
+    bench.reports.want((4,), 100)
+    with bench.claims.chunk(chunk):
+        await report(bench, 4, HeldFragment(chunk, 2, LENGTH, True))
+    assert bench.chunk(chunk).on(4) is None
+    assert not bench.reports.to_ask((4,), trio.current_time())
+    await trio.sleep(REPORT_AFTER_S)
+    assert bench.reports.to_ask((4,), trio.current_time()) == (4,)
+    await report(bench, 4, HeldFragment(chunk, 2, LENGTH, True))
+    assert bench.chunk(chunk).on(4) is not None
+
+
+# ------------------------------------------------------------------ deletion
+
+
+async def test_a_stale_fragment_that_was_taken_back_meanwhile_is_not_deleted(
+    autojump_clock: MockClock,
+) -> None:
+    """Its turn comes late, behind disks that hang."""
+    bench = Bench(12)
+    chunks = {disk: bench.sealed(10, 11, 12) for disk in range(1, 10)}
+    for disk, chunk in chunks.items():
+        bench.journal.append(MarkStale(bench.rig.tick(), disk, ((chunk, 0),)))
+    go_on = trio.Event()
+
+    async def hang(_: object) -> None:
+        await go_on.wait()
+
+    bench.servers.script = hang
+
+    async def take_back() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = chunks.keys() - {disk for disk, _ in bench.servers.deleted}
+        assert len(waiting) == 1
+        (disk,) = waiting
+        assert bench.place(chunks[disk], 0, disk, reclaim=True)
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (disk, chunks[disk]) not in bench.servers.deleted
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(PurgeFragments(bench.context).run_once)
+        nursery.start_soon(take_back)
+
+
+async def test_a_master_that_has_just_begun_deletes_nothing_that_may_be_needed(
+    autojump_clock: MockClock,
+) -> None:
+    """It cannot know yet who of the others is alive."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    bench.restart()
+    bench.beat(3)
+    await PurgeFragments(bench.context).run_once()
+    assert not bench.servers.deleted
+    bench.beat(1, 2, 3, 4)
+    await PurgeFragments(bench.context).run_once()
+    assert bench.servers.deleted == {(3, chunk)}
+
+
+async def test_no_stale_fragment_goes_where_a_disk_died_while_the_log_was_synced(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    synced = bench.journal.sync
+
+    async def slowly() -> None:
+        await synced()
+        await bench.pass_time(10, 1, 2, 3)
+
+    bench.journal.sync = slowly  # type: ignore[method-assign]
+    await PurgeFragments(bench.context).run_once()
+    assert not bench.servers.deleted
+
+
+async def test_a_list_from_before_a_deletion_brings_nothing_back(autojump_clock: MockClock) -> None:
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    bench.reports.want((3,), 100)
+    await PurgeFragments(bench.context).run_once()
+    assert bench.servers.deleted == {(3, chunk)}
+    await bench.pass_time(10, 1, 2, 3)
+    await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
+    assert bench.chunk(chunk).on(3) is None
+    assert bench.chunk(chunk).on(4) is not None
+
+
+async def test_what_is_known_to_be_damaged_is_never_taken_back(autojump_clock: MockClock) -> None:
+    """Its good successor would be deleted as soon as it is back."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    bench.mark(chunk, 3, FragmentState.CORRUPT)
+    assert bench.place(chunk, 2, 4)
+    await bench.pass_time(10, 1, 2, 3)
+    await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
+    assert bench.chunk(chunk).on(4) is not None
+    assert bench.chunk(chunk).on(3) is None
+    bench.beat(1, 2, 3, 4)
+    await PurgeFragments(bench.context).run_once()
+    assert bench.servers.deleted == {(3, chunk)}
+    assert get_counters(bench.rig.store).stale == 0
+    bench.rig.check()
+
+
+# ------------------------------------------------------------------ jobs that wait
+
+
+async def test_a_drain_that_waits_keeps_repair_from_nothing(autojump_clock: MockClock) -> None:
+    bench = Bench(6)
+    for _ in range(8):
+        bench.sealed(1, 2, 3)
+    drain = Drain(bench.context, Mover(bench.context))
+    running = job("drain", disks=(1,), bandwidth=1)
+    held: list[int] = []
+
+    async def look() -> None:
+        await trio.sleep(10)
+        held.append(len(bench.claims.moving))
+
+    await for_a_while(20, lambda: drain.run(running), look)
+    assert held == [0]
+    assert len(bench.servers.rebuilds) == 1
+
+
+async def test_repair_that_waits_keeps_nobody_from_a_chunk(autojump_clock: MockClock) -> None:
+    bench = Bench(6)
+    for _ in range(8):
+        bench.mark(bench.sealed(1, 2, 3), 3, FragmentState.LOST)
+    held: list[int] = []
+
+    async def look() -> None:
+        await trio.sleep(10)
+        held.append(len(bench.claims.moving))
+
+    repair = Repair(bench.context, Mover(bench.context))
+    await for_a_while(20, lambda: repair.run(job("repair", bandwidth=1)), look)
+    assert held == [0]
+    assert len(bench.servers.rebuilds) == 1
+
+
+async def test_one_chunk_that_takes_long_keeps_no_other_from_repair(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(6)
+    slow, quick = bench.sealed(1, 2, 3), bench.sealed(1, 2, 3)
+    bench.mark(slow, 3, FragmentState.LOST)
+
+    async def script(request: object) -> None:
+        assert isinstance(request, RebuildFragment | DeleteFragments)
+        if isinstance(request, RebuildFragment) and request.chunk == slow:
+            await trio.sleep(math.inf)
+
+    async def damage() -> None:
+        await trio.sleep(20)
+        bench.mark(quick, 2, FragmentState.CORRUPT)
+
+    bench.servers.script = script
+    repair = Repair(bench.context, Mover(bench.context))
+    await for_a_while(40, lambda: repair.run(job("repair")), damage)
+    assert [request.chunk for request in bench.servers.rebuilds] == [slow, quick]
+
+
+class Endless:
+    """A kind of job that moves one thing and never ends."""
+
+    name = "drain"
+
+    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+        raise NotImplementedError
+
+    async def run(self, job: RunningJob) -> str:
+        job.moved(1, LENGTH)
+        await trio.sleep_forever()
+        return ""
+
+
+@pytest.mark.allow_logs("not written down: no space left")
+async def test_a_full_disk_of_the_master_ends_no_job(autojump_clock: MockClock) -> None:
+    """Progress that cannot be written down is written down later."""
+    bench = Bench(4)
+    board = JobBoard(bench.context, {"drain": Endless()})
+    command = StartJob(bench.rig.tick(), "drain", "disk 1", disks=(1,))
+    number = bench.journal.append(command).job
+    append = bench.journal.append
+
+    def refuse(command: Any) -> Any:
+        raise NoSpaceError("no space left")
+
+    async def fill() -> None:
+        bench.journal.append = refuse  # type: ignore[method-assign]
+        await trio.sleep(2 * SAVE_EVERY_S)
+        with pytest.raises(NoSpaceError):
+            board.control(number, "cancel")
+        assert board.info(number).state is JobState.RUNNING
+        bench.journal.append = append  # type: ignore[method-assign]
+
+    await for_a_while(4 * SAVE_EVERY_S, board.run, fill)
+    saved = job_table.get_job(bench.rig.store, number)
+    assert saved is not None
+    assert saved.items_done == 1
