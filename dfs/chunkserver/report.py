@@ -161,6 +161,8 @@ class Reporter:
         if len(reply.disks) != len(disks) or not reply.cluster:
             raise ProtocolError(f"the master at {master} gave an answer that makes no sense")
         for disk, number in zip(disks, reply.disks, strict=True):
+            if not number:
+                _log.warning("disk %s was removed from the cluster: it is not used", disk.path)
             await disk.join(
                 cluster=reply.cluster,
                 disk_number=number,

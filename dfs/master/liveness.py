@@ -85,12 +85,16 @@ class _Disk:
 
 
 class _Server:
-    __slots__ = ("broke_at", "disks", "falls", "heard_at", "record", "state", "steady_at")
+    __slots__ = (
+        "broke_at", "disks", "falls", "heard_at", "ignored", "record", "state", "steady_at",
+    )  # fmt: skip
 
     def __init__(self, record: ServerRecord) -> None:
         self.record = record
         self.disks: dict[str, _Disk] = {}
         """By UUID."""
+        self.ignored: frozenset[str] = frozenset()
+        """UUIDs of disks that it speaks of and that were removed."""
         self.state = DiskState.SUSPECT
         self.heard_at: float | None = None
         self.broke_at: float | None = None
@@ -131,11 +135,14 @@ class Liveness:
     def admit(
         self, server: ServerRecord, disks: Iterable[DiskRecord], reports: Iterable[DiskReport]
     ) -> None:
-        """A server has registered with these disks; `reports` are what it said of them."""
+        """A server has registered with these disks; `reports` are what it said of them, and of
+        others that are not let in."""
+        disks, reports = tuple(disks), tuple(reports)
         entry = self._servers.get(server.server)
         if entry is None:
             entry = self._servers[server.server] = _Server(server)
         entry.record = server
+        entry.ignored = frozenset(r.uuid for r in reports) - {disk.uuid for disk in disks}
         for disk in disks:
             self._place_disk(entry, disk)
         for known in entry.disks.values():
@@ -150,7 +157,7 @@ class Liveness:
         if entry is None:
             return False
         reports = tuple(reports)
-        if any(report.uuid not in entry.disks for report in reports):
+        if any(r.uuid not in entry.disks and r.uuid not in entry.ignored for r in reports):
             return False
         self._hear(entry, reports)
         return True

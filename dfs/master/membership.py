@@ -55,15 +55,17 @@ def register(txn: Writer, command: RegisterServer) -> Registration:
 
     Registering again without a change writes nothing.
 
-    Raises ConfigError for values that cannot be kept, and for disks that were removed.
+    Disks that were removed are left out: the others of their server have done nothing.
+
+    Raises ConfigError for values that cannot be kept, and where all disks were removed.
     """
     _check(command)
-    for disk in command.disks:
-        if txn.get(removed_disk_key(disk.uuid)) is not None:
-            raise ConfigError(
-                f"disk {disk.path} of {command.address} was removed from this cluster",
-                hint="stop this chunk server; to use the disk again, empty its directory first",
-            )
+    disks = [disk for disk in command.disks if txn.get(removed_disk_key(disk.uuid)) is None]
+    if command.disks and not disks:
+        raise ConfigError(
+            f"disk {command.disks[0].path} of {command.address} was removed from this cluster",
+            hint="stop this chunk server; to use the disk again, empty its directory first",
+        )
     known = txn.get(server_by_uuid_key(command.uuid))
     number = _next_server(txn) if known is None else from_u64(known)
     server = ServerRecord(
@@ -71,7 +73,7 @@ def register(txn: Writer, command: RegisterServer) -> Registration:
     )
     _put(txn, server_key(number), encode(server))
     _put(txn, server_by_uuid_key(command.uuid), u64(number))
-    return Registration(server, tuple(_disk(txn, number, disk) for disk in command.disks))
+    return Registration(server, tuple(_disk(txn, number, disk) for disk in disks))
 
 
 def _disk(txn: Writer, server: ServerId, identity: DiskIdentity) -> DiskRecord:

@@ -125,10 +125,11 @@ class ServerService:
         )
         await self._journal.sync()
         self._admit(peer, registration, request.disks)
+        numbers = {disk.uuid: disk.disk for disk in registration.disks}
         return m.Registered(
             self._cluster,
             registration.server.server,
-            tuple(disk.disk for disk in registration.disks),
+            tuple(numbers.get(disk.uuid, 0) for disk in request.disks),
             self._heartbeat_s,
         )
 
@@ -206,11 +207,7 @@ class ServerService:
     ) -> m.ReportChunksReply:
         """Compare a page with the store, letting others in after each stretch of it."""
         disk = request.disk
-        if not request.server or self._liveness.server_of(disk) != request.server:
-            raise ProtocolError(
-                f"disk {disk} does not belong to server {request.server}",
-                hint="the server must register again",
-            )
+        self._check_owner(request)
         self._holding.note(request)
         horizon = self._reports.horizon(disk, self._clock())
         drop: list[int] = []
@@ -221,6 +218,7 @@ class ServerService:
         for stretch in stretches:
             rest = stretch
             while rest.after < rest.upto:
+                self._check_owner(request)
                 plan = chunk_reports.plan(
                     self._reader,
                     rest,
@@ -267,6 +265,14 @@ class ServerService:
                 not_before = self._clock() + REPORT_AFTER_S
                 self._reports.want((disk,), next_chunk, not_before=not_before)
         return m.ReportChunksReply(tuple(useless))
+
+    def _check_owner(self, request: m.ReportChunks) -> None:
+        """Raises ProtocolError where the disk has gone to another server, or was removed."""
+        if not request.server or self._liveness.server_of(request.disk) != request.server:
+            raise ProtocolError(
+                f"disk {request.disk} does not belong to server {request.server}",
+                hint="the server must register again",
+            )
 
     def _settle_unlisted(self, disk: DiskId, plan: chunk_reports.Plan) -> int:
         """What the disk holds beyond the master's list: adopt it, or have it deleted.

@@ -15,7 +15,7 @@ from dfs.master.commands import AbandonFragments, DropFragments, ForgetDisks, Se
 from dfs.master.jobs.board import JobBoard
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk
-from dfs.master.liveness import DEAD
+from dfs.master.liveness import DEAD, SERVES
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ class DiskKeeper:
                 chunk = get_chunk(self._context.reader, number)
                 if chunk is None or chunk.state is ChunkState.DOOMED or not chunk.live:
                     continue
-                alive = {f.index for f in chunk.good if liveness.state(f.disk) not in DEAD}
+                # One that is silent just now may be as dead.
+                alive = {f.index for f in chunk.good if liveness.state(f.disk) in SERVES}
                 last += len(alive) < chunk.k
             after = numbers[-1]
             await trio.lowlevel.checkpoint()

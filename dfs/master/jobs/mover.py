@@ -199,6 +199,8 @@ class Mover:
 
     async def _place(self, chunk_id: ChunkId, index: int, disk: DiskId, address: str) -> None:
         context = self._context
+        if context.liveness.location(disk) is None:
+            raise FragmentError(f"disk {disk} was removed while it got a fragment")
         context.reports.note_changed(chunk_id)
         if context.journal.append(PlaceFragment(context.now_ns(), chunk_id, index, disk)):
             return

@@ -9,13 +9,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from dfs.core.chunk import FragmentState
-from dfs.core.errors import FragmentError, NoSpaceError
+from dfs.core.chunk import DiskState, FragmentState
+from dfs.core.errors import FileSystemError, FragmentError, NoSpaceError
 from dfs.master import job_table
 from dfs.master.backup.holding import Holding
-from dfs.master.commands import MarkStale, StartJob
+from dfs.master.commands import ForgetDisks, MarkStale, StartJob
 from dfs.master.jobs.board import SAVE_EVERY_S, Bucket, JobBoard, RunningJob
 from dfs.master.jobs.drain import Drain
+from dfs.master.jobs.membership import DiskKeeper
 from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.purge import PurgeFragments
 from dfs.master.jobs.rebalance import Fills, _Move, _Pass
@@ -26,10 +27,13 @@ from dfs.wire.handlers import Peer
 from dfs.wire.hello import Hello
 from dfs.wire.messages import (
     DeleteFragments,
+    DiskReport,
+    Heartbeat,
     HeldFragment,
     JobState,
     PlanReply,
     RebuildFragment,
+    RegisterServer,
     ReportChunks,
 )
 from dfs.wire.messages import StartJob as StartRequest
@@ -329,3 +333,55 @@ async def test_a_full_disk_of_the_master_ends_no_job(autojump_clock: MockClock) 
     saved = job_table.get_job(bench.rig.store, number)
     assert saved is not None
     assert saved.items_done == 1
+
+
+# ------------------------------------------------------------------ removal
+
+
+async def test_a_fragment_that_was_made_on_a_disk_removed_meanwhile_does_not_count(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody would ever miss it: there is no such disk."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+
+    async def remove(_: object) -> None:
+        bench.journal.append(ForgetDisks(bench.rig.tick(), (4,)))
+        bench.liveness.forget((4,))
+
+    bench.servers.script = remove
+    with pytest.raises(FragmentError):
+        await Mover(bench.context).make(bench.chunk(chunk), 2, 4)
+    assert bench.chunk(chunk).on(3) is not None
+
+
+async def test_a_dead_disk_is_not_removed_while_the_others_are_silent(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(4)
+    bench.sealed(1, 2, 3)
+    await bench.pass_time(70, 2, 3, 4)
+    await bench.pass_time(5, 4)
+    keeper = DiskKeeper(bench.context, JobBoard(bench.context, {}))
+    with pytest.raises(FileSystemError, match="would lose files"):
+        await keeper.remove(0, (1,))
+    await bench.pass_time(5, 2, 3, 4)
+    await keeper.remove(0, (1,))
+
+
+async def test_a_server_goes_on_with_its_other_disks_when_one_is_removed(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(0)
+    answers = service(bench)
+    disks = tuple(DiskReport(f"d{n}", f"/d{n}", 9 << 30, 0, 9 << 30, 0, False, "") for n in (1, 2))
+    request = RegisterServer("s1", "10.0.0.1:9421", "", "", "0.1", "", disks)
+    first = await answers.register(PEER, request, memoryview(b""))
+    bench.journal.append(ForgetDisks(bench.rig.tick(), (first.disks[1],)))
+    bench.liveness.forget((first.disks[1],))
+    beat = Heartbeat(first.server, disks)
+    assert not answers.heartbeat(PEER, beat, memoryview(b"")).known
+    again = await answers.register(PEER, request, memoryview(b""))
+    assert again.disks == (first.disks[0], 0)
+    assert answers.heartbeat(PEER, beat, memoryview(b"")).known
+    assert bench.liveness.state(first.disks[0]) is DiskState.UP
