@@ -7,7 +7,7 @@ was given up for DOWN. `plan` compares one stretch of such a list with the store
     knows no such chunk, or has doomed it                 the disk shall drop it
     has that index GOOD on another disk that is alive     it is stale
     has that index GOOD nowhere, or on a dead disk        adopted, where it is whole
-    has it as LOST, and it is whole                       GOOD again
+    has it as LOST since before the list, and it is whole GOOD again
     has it as GOOD, but it is too short or another's      LOST
     has it sealed, the disk has not                       the disk shall seal it
     the disk lacks it, the master has it as GOOD          LOST
@@ -72,6 +72,8 @@ class Plan(msgspec.Struct, frozen=True):
     """(chunk, length): whole fragments that want their seal."""
     upto: ChunkId
     """How far the stretch is dealt with."""
+    outdated: bool = False
+    """It may be better than the master believes: a newer list shall tell."""
 
 
 def split(
@@ -136,7 +138,7 @@ def plan(
         elif (fragment := chunk.on(disk)) is None:
             findings.unlisted(chunk, held, alive)
         elif chunk.state is ChunkState.SEALED:
-            findings.listed(chunk, fragment, held, young)
+            findings.listed(chunk, fragment, held, young, held.chunk in spared)
     for number in listed:
         if number in held_ids or number >= horizon or number in spared:
             continue
@@ -156,6 +158,7 @@ class _Findings:
         self._adopt: list[tuple[ChunkId, int]] = []
         self._marks: list[FragmentMark] = []
         self._unsealed: list[tuple[ChunkId, int]] = []
+        self._outdated = False
 
     def unlisted(self, chunk: Chunk, held: HeldFragment, alive: Callable[[DiskId], bool]) -> None:
         """The disk holds a fragment that the chunk does not count on."""
@@ -167,11 +170,18 @@ class _Findings:
             if not held.sealed:
                 self._unsealed.append((held.chunk, chunk.length))
 
-    def listed(self, chunk: Chunk, fragment: Fragment, held: HeldFragment, young: bool) -> None:
-        """The disk holds a fragment where the chunk has one, or had."""
+    def listed(
+        self, chunk: Chunk, fragment: Fragment, held: HeldFragment, young: bool, changed: bool
+    ) -> None:
+        """The disk holds a fragment where the chunk has one, or had.
+
+        `changed`: since the list was made. Its server may have found it to be gone meanwhile.
+        """
         whole = fragment.index == held.index and held.length >= chunk.length
         if fragment.state is FragmentState.GOOD and not whole and not young:
             self._mark(chunk, FragmentState.LOST)
+        elif fragment.state is FragmentState.LOST and whole and changed:
+            self._outdated = True
         elif fragment.state is FragmentState.LOST and whole:
             self._mark(chunk, FragmentState.GOOD)
         if whole and not held.sealed and fragment.state is not FragmentState.CORRUPT:
@@ -194,6 +204,7 @@ class _Findings:
             tuple(self._marks),
             tuple(self._unsealed),
             upto,
+            self._outdated,
         )
 
 
@@ -225,7 +236,7 @@ class ReportBook:
     def __init__(self) -> None:
         self._asked: dict[DiskId, _Asked] = {}
         self._changed: set[ChunkId] = set()
-        """Sealed, or given another fragment, since the oldest report under way was asked for."""
+        """Sealed, marked or given another fragment since the oldest report was asked for."""
 
     def __repr__(self) -> str:
         return f"<ReportBook {len(self._asked)} disks owe a report>"
@@ -250,6 +261,7 @@ class ReportBook:
         return tuple(due)
 
     def note_changed(self, chunk: ChunkId) -> None:
+        """Call it with every seal, new fragment and mark that is not a report's."""
         if self._asked:
             self._changed.add(chunk)
 

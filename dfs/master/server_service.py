@@ -232,6 +232,8 @@ class ServerService:
                     changed += len(plan.marks)
                     self._journal.append(MarkFragments(self._now_ns(), plan.marks))
                 changed += self._settle_unlisted(disk, plan)
+                if plan.outdated:
+                    self._again.add(disk)
                 for chunk, length in plan.unsealed:
                     self._add_unsealed(Unsealed(disk, chunk, length))
                 drop.extend(plan.drop)

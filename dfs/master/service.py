@@ -300,6 +300,8 @@ class ClientService:
                 marks.append(FragmentMark(report.chunk, report.disk, state))
         if marks:
             self._journal.append(MarkFragments(time_ns=self._now_ns(), marks=tuple(marks)))
+            for mark in marks:
+                self._reports.note_changed(mark.chunk)
         return m.Empty()
 
     def _believable(self, report: m.FragmentReport, state: FragmentState) -> bool:

@@ -238,3 +238,4 @@ class Mover:
                 ", ".join(f"disk {mark.disk} ({mark.state.name.lower()})" for mark in marks),
             )
             self._context.journal.append(MarkFragments(self._context.now_ns(), marks))
+            self._context.reports.note_changed(chunk)

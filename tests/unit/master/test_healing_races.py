@@ -220,6 +220,24 @@ async def test_a_list_from_before_a_deletion_brings_nothing_back(autojump_clock:
     assert bench.chunk(chunk).on(4) is not None
 
 
+@pytest.mark.allow_logs("bad fragments")
+async def test_a_list_from_before_a_fragment_was_found_lost_does_not_bring_it_back(
+    autojump_clock: MockClock,
+) -> None:
+    """A scrub asks for the lists, and finds what its servers have not noticed yet."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    bench.reports.want((3,), 100)
+    Mover(bench.context).note_bad(chunk, [(3, "missing")])
+    await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
+    assert len(bench.chunk(chunk).good) == 2
+    # It is there after all, as a newer list says.
+    await trio.sleep(REPORT_AFTER_S)
+    assert bench.reports.to_ask((3,), trio.current_time()) == (3,)
+    await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
+    assert len(bench.chunk(chunk).good) == 3
+
+
 async def test_what_is_known_to_be_damaged_is_never_taken_back(autojump_clock: MockClock) -> None:
     """Its good successor would be deleted as soon as it is back."""
     bench = Bench(4)
