@@ -26,6 +26,7 @@ from dfs_fuse.caller import Caller, Credentials
 from dfs_fuse.node_cache import NodeCache
 from dfs_fuse.profile import Profile
 
+LOST_MAX: Final = 1000
 NAMES_MAX: Final = 30_000
 
 
@@ -63,6 +64,8 @@ class Nodes:
         self._credentials = Credentials()
         self._numbers = count(1)
         """Of handles."""
+        self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
+        """The names that inodes had lately: who opens one that is gone gets what has its name."""
         self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """How each inode was last found, and when; in pyfuse3 an open names no name."""
         self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
@@ -152,8 +155,17 @@ class Nodes:
             self.cache.forget(ino)
             if self._names.get(ino, ())[:2] == (parent, name):
                 # It may have others: an open must not ask whether it still has this one.
-                del self._names[ino]
+                self._lose_place(ino)
         self.cache.forget_name(parent, name)
+
+    def _lose_place(self, ino: InodeId) -> tuple[InodeId, bytes, float] | None:
+        """The inode is not known by its name any more: which, if it was."""
+        found = self._names.pop(ino, None)
+        if found is not None:
+            self._lost[ino] = found
+            if len(self._lost) > LOST_MAX:
+                self._lost.popitem(last=False)
+        return found
 
     # ---------------------------------------------------------------- looking
 

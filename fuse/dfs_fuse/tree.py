@@ -66,7 +66,7 @@ class Tree(Nodes):
     def _lost_name(self, ino: InodeId, parent: InodeId, name: bytes, time_ns: int) -> None:
         """This mount has taken a name from a file, in a directory of its own."""
         if self._names.get(ino, ())[:2] == (parent, name):
-            self._names.pop(ino, None)
+            self._lose_place(ino)
         inode = self.cache.attributes(ino)
         if inode is None or (inode.nlink == 1 and self._files.get(ino) is None):
             self.cache.forget(ino)

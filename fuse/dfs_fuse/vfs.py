@@ -33,7 +33,6 @@ from dfs_fuse.xattrs import ExtendedAttributes
 
 _SMALL_BYTES: Final = 128 * 1024
 """A file up to this size is fetched as a whole when it is opened to be read."""
-_LOST_MAX: Final = 1000
 _REPLACED_MAX: Final = 16
 """So often an open follows a name that others keep giving to new files."""
 _FRESH_S: Final = 0.02
@@ -50,8 +49,6 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         self._handles: dict[int, FileHandle] = {}
         self._seen: OrderedDict[InodeId, int] = OrderedDict()
         """The version of each file that the kernel's pages are of."""
-        self._lost: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
-        """How inodes were last found that an open has found to be something else by now."""
         self._files.on_commit = self._committed
         self._closed: deque[OpenFile] = deque()
         """Files made here that are closed, and not yet given back: see `release_here`."""
@@ -170,7 +167,11 @@ class Vfs(Tree, Directories, ExtendedAttributes):
                 only_read = flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY
                 if error.errno != errno.ESTALE or found is None or not only_read:
                     raise
-                if self._is_open(wanted) or not await self._is_gone(wanted):
+                if self._is_open(wanted):
+                    # Another program's open of it has just succeeded: so may this one.
+                    ino = wanted
+                    continue
+                if not await self._is_gone(wanted):
                     raise
                 inode = await self.lookup(found[0], found[1], caller)
                 if not inode.is_file:
@@ -229,11 +230,8 @@ class Vfs(Tree, Directories, ExtendedAttributes):
             check.done.set()
 
     def _disbelieve(self, ino: InodeId) -> None:
-        found = self._names.pop(ino, None)
+        found = self._lose_place(ino)
         if found is not None:
-            self._lost[ino] = found
-            if len(self._lost) > _LOST_MAX:
-                self._lost.popitem(last=False)
             if self.cache.child(found[0], found[1]) == ino:
                 self.cache.forget_name(found[0], found[1])
         self.cache.forget(ino)
