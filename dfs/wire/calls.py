@@ -204,15 +204,18 @@ class Calls:
 
     # ------------------------------------------------------------------ ending
 
-    def give_up(self, call: Call) -> None:
-        """The caller no longer waits: take the request back, or tell the other side."""
+    def give_up(self, call: Call) -> bool:
+        """The caller no longer waits: take the request back, or tell the other side.
+
+        Whether it had waited till now.
+        """
         if self._in_flight.pop(call.number, None) is None:
-            return
+            return False
         self._next_turn()
-        if call.outgoing is not None and self._outbox.discard(call.outgoing):
-            return
-        self._outbox.put(pack(_CANCEL, 0, call.number))
-        self._outbox.wake()
+        if call.outgoing is None or not self._outbox.discard(call.outgoing):
+            self._outbox.put(pack(_CANCEL, 0, call.number))
+            self._outbox.wake()
+        return True
 
     def take_reply(self, frame: Frame) -> None:
         """A reply without payload has come."""
@@ -257,9 +260,11 @@ class Calls:
     def end(self, reason: DfsError) -> None:
         """The connection has ended: fail all calls, these and later ones."""
         self._reason = reason
-        calls, self._in_flight = self._in_flight, {}
-        for call in calls.values():
-            call.wake(Error(self.gone()))
+        # Who is told may cancel or give up others that are in flight here: each is looked up.
+        for number in list(self._in_flight):
+            call = self._in_flight.pop(number, None)
+            if call is not None:
+                call.wake(Error(self.gone()))
         self._turn.unpark_all()
 
     def gone(self) -> DfsError:
@@ -293,7 +298,8 @@ class Calls:
                 await trio.sleep_forever()
             now = self._clock.current_time()
             for call in [each for each in self._in_flight.values() if each.deadline <= now]:
-                self.give_up(call)
+                if not self.give_up(call):
+                    continue  # by who was told of another's end
                 error = DeadlineError(
                     f"{self._address} did not answer {call.shape.name} within {call.timeout_s:g} s",
                     hint="the server is overloaded, stopped, or cut off",

@@ -433,6 +433,39 @@ async def test_a_connection_that_ends_fails_all_calls_in_flight(
         )
 
 
+@pytest.mark.parametrize("how", ["reset", "deadline"])
+async def test_a_call_that_is_cancelled_or_given_up_because_another_failed_ends_once(
+    how: str, autojump_clock: trio.testing.MockClock
+):
+    """Who learns that a call failed may cancel others that wait with it, at once."""
+    async with served({SyncBarrier: Slow().__call__}) as rig:
+        connection = await rig.connect()
+        told: list[str] = []
+        scope = trio.CancelScope()
+
+        def failed(_: object) -> None:
+            told.append("failed")
+            scope.cancel()
+            given_up.give_up()
+
+        async def wait_for_it() -> None:
+            with scope:
+                await connection.call(SyncBarrier(), Empty, timeout_s=100)
+
+        async with trio.open_nursery() as nursery:
+            connection.post(SyncBarrier(), Empty, failed, timeout_s=100)
+            nursery.start_soon(wait_for_it)
+            await trio.testing.wait_all_tasks_blocked()
+            post = partial(told.append, "given up, and told all the same")
+            maybe = connection.post(SyncBarrier(), Empty, lambda _: post(), timeout_s=100)
+            assert maybe is not None
+            given_up = maybe
+            if how == "reset":
+                rig.network.drop("client", "server")
+        assert scope.cancelled_caught
+        assert told == ["failed"]
+
+
 async def test_a_connection_that_ends_cancels_its_handlers(autojump_clock: trio.testing.MockClock):
     slow = Slow()
     async with served({SyncBarrier: slow.__call__}) as rig:
