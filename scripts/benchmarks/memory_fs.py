@@ -2,7 +2,7 @@
 
     memory_fs.py fusepy|pyfuse3 POINT
 
-`scripts/bench/mount.py` measures the same work on it and on a mount of dfs. Files hold their
+`scripts/benchmarks/mount.py` measures the same work on it and on a mount of dfs. Files hold their
 bytes in one bytearray each; there are no links, no attributes that matter, and no checks.
 """
 

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-import harness
-from harness import MIB, Report
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import MIB, Report
 
 PER_DIRECTORY = 500
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import harness
-from harness import MIB, DevCluster, Report
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import MIB, DevCluster, Report
 
 REPEATS = 3
 """Disks vary: each figure is the best of so many, and its yardstick too."""

@@ -16,8 +16,8 @@ from multiprocessing import Process
 from pathlib import Path
 from typing import Final
 
-import harness
-from harness import MIB, DevCluster, Report
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import MIB, DevCluster, Report
 
 DRIVERS: Final = ("fusepy", "pyfuse3")
 _ANSWERS_S: Final = 20.0

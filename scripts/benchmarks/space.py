@@ -4,8 +4,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import harness
-from harness import MIB, Report
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import MIB, Report
 
 
 def gather_text(target: Path, size: int) -> int:

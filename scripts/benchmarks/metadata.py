@@ -9,15 +9,15 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import harness
 import trio
-from harness import MIB, DevCluster, Report
 
 import dfs.client
 from dfs.client import Client
 from dfs.core.ids import ROOT_INODE, SCRATCH_POLICY, InodeId
 from dfs.core.inode import Extent
 from dfs.wire.messages import Put
+from scripts.benchmarks import harness
+from scripts.benchmarks.harness import MIB, DevCluster, Report
 
 TASKS = 8
 PER_DIRECTORY = 1000

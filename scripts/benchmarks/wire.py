@@ -13,7 +13,6 @@ from multiprocessing.connection import Connection as ProcessPipe
 from typing import Final
 
 import trio
-from harness import MIB, Report, parser
 
 from dfs.core.inode import Inode
 from dfs.wire.connection import Connection
@@ -34,6 +33,7 @@ from dfs.wire.messages import (
 )
 from dfs.wire.serve import serve
 from dfs.wire.transport import listen_tcp, listening_address
+from scripts.benchmarks.harness import MIB, Report, parser
 
 PAYLOAD: Final = os.urandom(MIB)
 
