@@ -19,6 +19,7 @@ From the bytes up:
 - `config`           settings of `dfs chunkserver`
 - `service`          answers to clients and the master
 - `sources`          reads chunks from other servers, whatever state those are in
+- `ahead`            reads one step ahead of what is written
 - `rebuild`          makes a fragment from others
 - `targets`          writes a new chunk to other servers
 - `rewrite`          makes a new chunk of the live bytes of others

@@ -3,12 +3,11 @@
 While one range is put together and written, the next is read; more is never in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 from uuid import UUID
 
-import trio
-
+from dfs.chunkserver.ahead import one_ahead
 from dfs.chunkserver.arrival import Arrival
 from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment_file import Batch
@@ -18,7 +17,7 @@ from dfs.chunkserver.sources import Block, Sources
 from dfs.chunkserver.verify import verify
 from dfs.core.block import restore_record
 from dfs.core.buffers import Buffer
-from dfs.core.errors import CorruptError, DfsError, FragmentError
+from dfs.core.errors import CorruptError, FragmentError
 from dfs.core.redundancy import Redundancy
 from dfs.core.workers import Workers
 from dfs.wire.messages import RebuildFragment, RebuiltFragment
@@ -74,38 +73,22 @@ async def _fill(
     disk: Disk, arrival: Arrival, sources: Sources, length: int, workers: Workers, rate: Rate
 ) -> None:
     """Write all records of the fragment."""
-    failure: DfsError | None = None
-    send, receive = trio.open_memory_channel[list[Block] | DfsError](0)
 
-    async def read() -> None:
-        async with send:
-            offset = 0
-            while offset < length:
-                before = sources.read_bytes
-                try:
-                    blocks = await sources.gather(offset, min(offset + RANGE_BYTES, length))
-                except DfsError as error:
-                    await send.send(error)
-                    return
-                await send.send(blocks)
-                offset = blocks[-1].header.raw_end
-                await rate.spend(sources.read_bytes - before)
+    async def read() -> AsyncGenerator[list[Block], None]:
+        offset = 0
+        while offset < length:
+            before = sources.read_bytes
+            blocks = await sources.gather(offset, min(offset + RANGE_BYTES, length))
+            yield blocks
+            offset = blocks[-1].header.raw_end
+            await rate.spend(sources.read_bytes - before)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
-        async with receive:
-            try:
-                async for blocks in receive:
-                    if isinstance(blocks, DfsError):
-                        raise blocks
-                    batch = await workers.run(_restore, blocks, sources)
-                    await disk.traffic.turn()
-                    await arrival.append(batch)
-            except DfsError as error:
-                failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async def write(blocks: list[Block]) -> None:
+        batch = await workers.run(_restore, blocks, sources)
+        await disk.traffic.turn()
+        await arrival.append(batch)
+
+    await one_ahead(read(), write)
 
 
 def _restore(blocks: Sequence[Block], sources: Sources) -> Batch:

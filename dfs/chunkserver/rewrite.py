@@ -7,17 +7,16 @@ While one range is encoded and written, the next is read; more is never in memor
 follow from the request and the source chunks alone: the same request makes the same ones again.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
-import trio
-
+from dfs.chunkserver.ahead import one_ahead
 from dfs.chunkserver.pace import Rate
 from dfs.chunkserver.sources import Block, Sources
 from dfs.chunkserver.targets import Targets
 from dfs.core.block import BLOCK_BYTES, EncodedBlock, decode_block, encode_block
 from dfs.core.buffers import Buffer
-from dfs.core.errors import CorruptError, DfsError, FragmentError
+from dfs.core.errors import CorruptError, FragmentError
 from dfs.core.redundancy import Redundancy
 from dfs.core.workers import Workers
 from dfs.wire.messages import RewriteChunk, RewritePart, RewrittenChunk
@@ -58,36 +57,16 @@ async def rewrite(request: RewriteChunk, pool: Pool, workers: Workers) -> Rewrit
 
 async def _transfer(readers: Sequence["_Reader"], writer: "_Writer", rate: Rate) -> None:
     """Read all that is live, and write it; one range ahead."""
-    failure: DfsError | None = None
-    send, receive = trio.open_memory_channel[list[memoryview] | DfsError](0)
 
-    async def read() -> None:
-        async with send:
-            for reader in readers:
-                while not reader.done:
-                    before = reader.sources.read_bytes
-                    try:
-                        pieces = await reader.read()
-                    except DfsError as error:
-                        await send.send(error)
-                        return
-                    await send.send(pieces)
-                    await rate.spend(reader.sources.read_bytes - before)
+    async def read() -> AsyncGenerator[list[memoryview], None]:
+        for reader in readers:
+            while not reader.done:
+                before = reader.sources.read_bytes
+                yield await reader.read()
+                await rate.spend(reader.sources.read_bytes - before)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(read)
-        async with receive:
-            try:
-                async for pieces in receive:
-                    if isinstance(pieces, DfsError):
-                        raise pieces
-                    await writer.write(pieces)
-                await writer.finish()
-            except DfsError as error:
-                failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    await one_ahead(read(), writer.write)
+    await writer.finish()
 
 
 class _Reader:

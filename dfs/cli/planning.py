@@ -116,7 +116,7 @@ def _to_make_anew(survey: Survey, lost: set[int]) -> int:
         readable = [each for each in chunk.fragments if is_readable(each, survey.disks)]
         gone = [each for each in readable if each.disk in lost]
         if gone and len(readable) - len(gone) >= chunk.k:
-            moved += len(gone) * -(-chunk.length // chunk.k)
+            moved += len(gone) * chunk.fragment_length
     return moved
 
 

@@ -15,7 +15,7 @@ from dfs.core.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from dfs.client import Client
-    from dfs.wire.messages import JobInfo, PlanReply, ServerInfo
+    from dfs.wire.messages import DiskInfo, JobInfo, PlannedDisk, PlanReply, ServerInfo
 
 app = typer.Typer(rich_markup_mode=None)
 """Part of `dfs admin`."""
@@ -270,23 +270,31 @@ def _print_plan(plan: "PlanReply") -> None:
     if plan.disks:
         rows = [
             [
-                str(disk.disk),
-                disk.address,
-                show(disk.path),
-                render.human(disk.capacity),
-                render.human(disk.used),
-                _share(disk.used, disk.capacity),
+                *_cells(disk, disk.address),
                 render.human(disk.used_after),
                 _share(disk.used_after, disk.capacity),
             ]
             for disk in plan.disks
         ]
-        titles = ("Disk", "Server", "Path", "Size", "Used", "Use%", "After", "After%")
-        numbers = frozenset(titles) - {"Server", "Path"}
         print()
-        render.print_table(titles, rows, numbers=numbers)
+        render.print_table((*_TITLES, "After", "After%"), rows, numbers=_NUMBERS)
     if plan.refusal:
         print(f"\nIt would be refused: {show(plan.refusal)}")
+
+
+_TITLES: Final = ("Disk", "Server", "Path", "Size", "Used", "Use%")
+_NUMBERS: Final = frozenset({"Disk", "Size", "Used", "Use%", "After", "After%"})
+
+
+def _cells(disk: "DiskInfo | PlannedDisk", address: str) -> list[str]:
+    return [
+        str(disk.disk),
+        address,
+        show(disk.path),
+        render.human(disk.capacity),
+        render.human(disk.used),
+        _share(disk.used, disk.capacity),
+    ]
 
 
 def _share(part: int, whole: int) -> str:
@@ -391,20 +399,12 @@ def _threshold(text: str) -> float:
 
 async def _print_fill(client: "Client") -> None:
     rows = [
-        [
-            str(disk.disk),
-            server.address,
-            show(disk.path),
-            render.human(disk.capacity),
-            render.human(disk.used),
-            _share(disk.used, disk.capacity),
-        ]
+        _cells(disk, server.address)
         for server in await client.meta.servers()
         for disk in server.disks
     ]
-    titles = ("Disk", "Server", "Path", "Size", "Used", "Use%")
     print()
-    render.print_table(titles, rows, numbers=frozenset(titles) - {"Server", "Path"})
+    render.print_table(_TITLES, rows, numbers=_NUMBERS)
 
 
 @app.command(

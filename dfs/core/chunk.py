@@ -65,6 +65,11 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
         return self.k + self.m
 
     @property
+    def fragment_length(self) -> int:
+        """Raw bytes that each of its fragments stands for: a k-th of them, rounded up."""
+        return -(-self.length // self.k)
+
+    @property
     def good(self) -> tuple[Fragment, ...]:
         """The GOOD ones among its fragments."""
         return tuple(f for f in self.fragments if f.state is FragmentState.GOOD)

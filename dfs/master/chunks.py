@@ -147,7 +147,7 @@ def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: 
     )
     _close(txn, chunk)
     if chunk.live == 0:
-        _doom(txn, replace(chunk, length=length, fragments=fragments, owner=0))
+        doom(txn, replace(chunk, length=length, fragments=fragments, owner=0))
         return
     state = after(chunk.state, Event.SEAL)
     assert state is not None
@@ -175,7 +175,7 @@ def release_session(txn: Writer, session: SessionId, limit: int) -> int:
             raise _broken(chunk_id)
         if chunk.live == 0:
             _close(txn, chunk)
-            _doom(txn, replace(chunk, owner=0))
+            doom(txn, replace(chunk, owner=0))
             continue
         after(chunk.state, Event.ABANDON)
         txn.delete(chunk_by_session_key(session, chunk_id))
@@ -217,12 +217,13 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
     if chunk.state is ChunkState.OPEN:
         put_chunk(txn, replace(chunk, live=live, length=max(chunk.length, end)))
     elif live == 0:
-        _doom(txn, replace(chunk, live=0))
+        doom(txn, replace(chunk, live=0))
     else:
         put_chunk(txn, replace(chunk, live=live))
 
 
-def _doom(txn: Writer, chunk: Chunk) -> None:
+def doom(txn: Writer, chunk: Chunk) -> None:
+    """A chunk without a live byte: its fragments are to be deleted."""
     state = after(chunk.state, Event.EMPTY)
     assert state is not None
     doomed = replace(chunk, state=state)
@@ -234,11 +235,6 @@ def _doom(txn: Writer, chunk: Chunk) -> None:
         txn.put(doomed_key(fragment.disk, chunk.chunk), b"")
     if not chunk.fragments:
         _forget(txn, doomed)
-
-
-def doom_unused(txn: Writer, chunk: Chunk) -> None:
-    """A SEALED chunk was found to have no live byte, though nobody took the last one."""
-    _doom(txn, chunk)
 
 
 def _forget(txn: Writer, chunk: Chunk) -> None:

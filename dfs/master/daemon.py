@@ -152,7 +152,7 @@ class Master:
         context = JobContext(
             self.journal, store, self.liveness, self._pool, now_ns, claims, reports, random
         )
-        seal = SealJob(context, reports.note_changed)
+        seal = SealJob(context)
         holding = Holding(store, self.journal, self.liveness, reports, now_ns)
         servers = ServerService(
             cluster=self.cluster,

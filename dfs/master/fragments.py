@@ -50,6 +50,13 @@ from dfs.master.keyspace import (
     wanting_key,
 )
 
+REPORTED: Final = {
+    "corrupt": FragmentState.CORRUPT,
+    "missing": FragmentState.LOST,
+    "short": FragmentState.LOST,
+}
+"""What a complaint about a fragment makes of it. Any other reason says nothing about it."""
+
 _NS_IN_S: Final = 1_000_000_000
 _CORRUPT: Final = b"\1"
 """Ends a stale row of bytes that are known to be damaged: nobody takes them back."""

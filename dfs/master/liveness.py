@@ -364,6 +364,10 @@ class Liveness:
         entry = self._disks.get(disk)
         return DiskState.DOWN if entry is None else entry.state
 
+    def serves(self, disk: DiskId) -> bool:
+        """It answers reads now."""
+        return self.state(disk) in SERVES
+
     def server_state(self, server: ServerId) -> DiskState:
         entry = self._servers.get(server)
         return DiskState.DOWN if entry is None else entry.state

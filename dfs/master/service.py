@@ -17,7 +17,7 @@ from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
 from dfs.core.errors import DfsError, LostChangesError, refuse
 from dfs.core.ids import ROOT_INODE, ChunkId, InodeId, PolicyId
 from dfs.core.policy import Policy
-from dfs.master import queries, runs, xattrs
+from dfs.master import fragments, queries, runs, xattrs
 from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import (
     AllocateChunks,
@@ -61,13 +61,6 @@ REFUSED_S: Final = 5.0
 """How long a client had better not ask again for a directory that it did not get."""
 TOTALS_FRESH_S: Final = 1.0
 """How long sums over all disks may be reused: `df` must not cost O(disks) each time."""
-
-_REPORTED: Final = {
-    "corrupt": FragmentState.CORRUPT,
-    "missing": FragmentState.LOST,
-    "short": FragmentState.LOST,
-}
-"""What a reader's complaint makes of a fragment. Anything else is only a hint."""
 
 
 class _Applied(msgspec.Struct, array_like=True):
@@ -293,7 +286,7 @@ class ClientService:
             raise refuse(errno.EINVAL, f"{len(request.reports)} reports in one request")
         marks = []
         for report in request.reports:
-            state = _REPORTED.get(report.reason)
+            state = fragments.REPORTED.get(report.reason)
             if state is None:
                 self._liveness.connection_broke(self._liveness.server_of(report.disk))
             elif self._believable(report, state):
@@ -312,10 +305,8 @@ class ClientService:
             return False
         if chunk.state is not ChunkState.SEALED and state is not FragmentState.CORRUPT:
             return False
-        return any(
-            fragment.disk == report.disk and fragment.state is FragmentState.GOOD
-            for fragment in chunk.fragments
-        )
+        fragment = chunk.on(report.disk)
+        return fragment is not None and fragment.state is FragmentState.GOOD
 
     async def sync_barrier(self, _: Peer, request: m.SyncBarrier, __: memoryview) -> m.Empty:
         await self._journal.sync()

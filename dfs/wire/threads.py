@@ -5,10 +5,8 @@ call is an item in a queue, its end an item in another and a wake-up of the even
 that. The threads are started when they are first needed, and end with trio's run.
 """
 
-import os
 import queue
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -16,6 +14,8 @@ from typing import Any, TypeVar, cast
 import trio
 from outcome import Outcome, capture
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from dfs.wire.bell import Bell
 
 T = TypeVar("T")
 
@@ -49,10 +49,7 @@ class Threads:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._ended: deque[_Job] = deque()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        # The last thread to end may ring it yet.
-        weakref.finalize(self, os.close, self._bell)
-        self._rung = False
+        self._bell = Bell()
         self._busy = 0
         """Jobs that wait or run."""
         self._started = 0
@@ -104,10 +101,7 @@ class Threads:
         """Wake the callers of what has ended. Ends with trio's run, and lets the threads end."""
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._bell)
-                os.eventfd_read(self._bell)
-                # In this order: what ends after the last look rings again.
-                self._rung = False
+                await self._bell.heard()
                 while self._ended:
                     job = self._ended.popleft()
                     self._busy -= 1
@@ -124,7 +118,5 @@ class Threads:
             if job.take():
                 job.outcome = capture(job.function, *job.args)
                 self._ended.append(job)
-                if not self._rung:
-                    self._rung = True
-                    os.eventfd_write(self._bell, 1)
+                self._bell.ring()
             del job

@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import trio
 
 from dfs.core.errors import DfsError, refuse
+from dfs.wire.bell import Bell
 
 T = TypeVar("T")
 
@@ -46,10 +46,7 @@ class Bridge:
         self._nursery = nursery
         self._token = trio.lowlevel.current_trio_token()
         self._waiting: deque[_Call[Any]] = deque()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        """Quicker than what trio has for this, by a third of a hop."""
-        weakref.finalize(self, os.close, self._bell)
-        self._rung = False
+        self._bell = Bell()
         self._closed = False
         nursery.start_soon(self._serve)
         self.interrupted: Callable[[], bool] = _never
@@ -94,9 +91,7 @@ class Bridge:
             except ValueError:
                 return True
             return False
-        if not self._rung:
-            self._rung = True
-            os.eventfd_write(self._bell, 1)
+        self._bell.ring()
         return True
 
     def close(self) -> None:
@@ -109,10 +104,7 @@ class Bridge:
     async def _serve(self) -> None:
         try:
             while True:
-                await trio.lowlevel.wait_readable(self._bell)
-                os.eventfd_read(self._bell)
-                # In this order: who comes after the last look rings again.
-                self._rung = False
+                await self._bell.heard()
                 self._start_waiting()
         finally:
             self.close()

@@ -195,6 +195,23 @@ def mounts_of(cluster: Cluster, directory: Path, driver: str) -> Iterator[Mounts
 
 
 @pytest.fixture(scope="module")
+def by_driver(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, list[Mount]]]:
+    """Two mounts of each driver, as long as the module is tested."""
+    directory = tmp_path_factory.mktemp("shared")
+    with mounts_of(cluster, directory, DRIVERS[0]) as mounts:
+        yield {
+            driver: [
+                mounts.foreground("--driver", driver, name=f"{driver}-{number}")[1]
+                for number in (1, 2)
+            ]
+            for driver in DRIVERS
+        }
+        mounts.broken = cluster.broken
+
+
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Shared by the tests of a module: each works in a directory of its own."""
     with Cluster(tmp_path_factory.mktemp("cluster"), servers=3) as running:

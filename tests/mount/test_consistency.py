@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,29 +19,12 @@ import pytest
 
 from tests import oracle
 from tests.cluster import Cluster, environment, wait_until
-from tests.mount.conftest import DRIVERS, Mount, Mounts, mounts_of, require
+from tests.mount.conftest import DRIVERS, Mount, Mounts, require
 
 ATTR_CACHE_S: Final = 1.0
 _ENTRIES: Final = 5000
 _DEEP: Final = 60
 _STEADILY_S: Final = 2.0
-
-
-@pytest.fixture(scope="module")
-def by_driver(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, list[Mount]]]:
-    """Two mounts of each driver, as long as the module is tested."""
-    directory = tmp_path_factory.mktemp("shared")
-    with mounts_of(cluster, directory, DRIVERS[0]) as mounts:
-        yield {
-            driver: [
-                mounts.foreground("--driver", driver, name=f"{driver}-{number}")[1]
-                for number in (1, 2)
-            ]
-            for driver in DRIVERS
-        }
-        mounts.broken = cluster.broken
 
 
 @pytest.fixture

@@ -16,27 +16,10 @@ from typing import Final
 import pytest
 
 from tests.cluster import Cluster, environment, wait_until
-from tests.mount.conftest import DRIVERS, Mount, Mounts, mounts_of, require
+from tests.mount.conftest import Mount, Mounts, require
 
 _TOLD_S: Final = 1.0
 """A change is told after so long at the latest."""
-
-
-@pytest.fixture(scope="module")
-def by_driver(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, list[Mount]]]:
-    """Two mounts of each driver, as long as the module is tested."""
-    directory = tmp_path_factory.mktemp("shared")
-    with mounts_of(cluster, directory, DRIVERS[0]) as mounts:
-        yield {
-            driver: [
-                mounts.foreground("--driver", driver, name=f"{driver}-{number}")[1]
-                for number in (1, 2)
-            ]
-            for driver in DRIVERS
-        }
-        mounts.broken = cluster.broken
 
 
 @pytest.fixture(params=["fusepy-pyfuse3", "pyfuse3-fusepy"])

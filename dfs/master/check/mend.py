@@ -94,7 +94,7 @@ def _adjust_chunk(ctx: Context, fix: fixes.AdjustChunk) -> bool:
         return True
     if has_rows(txn, keys.EXTENT_BY_CHUNK + u64(fix.chunk)):
         return False
-    chunks.doom_unused(txn, chunk)
+    chunks.doom(txn, chunk)
     return True
 
 

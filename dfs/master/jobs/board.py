@@ -8,7 +8,8 @@ wait while it is paused or ahead of its budget.
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import msgspec
@@ -27,16 +28,14 @@ log = logging.getLogger(__name__)
 SAVE_EVERY_S: Final = 5.0
 RATE_OVER_S: Final = 10.0
 """A job's rate is that of the last so many seconds."""
+SAMPLE_S: Final = 0.1
+"""Samples for the rate are at least so far apart: some jobs tell of thousands of items a second."""
 NAP_S: Final = 0.25
 """A job that waits for its budget looks again after at most so long: it may have been changed."""
 BURST_S: Final = 0.5
 """What a budget lets pass at once, in seconds of it."""
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
-
-
-class JobFailedError(DfsError):
-    """A job cannot reach its end; the message is kept as the job's note."""
 
 
 class Kind(Protocol):
@@ -48,7 +47,7 @@ class Kind(Protocol):
         """What would be done, and the command that starts it. Raises DfsError for bad input."""
 
     async def run(self, job: "RunningJob") -> str:
-        """Do it, from `job.position` on; a last note. Raises JobFailedError where it cannot."""
+        """Do it, from `job.position` on; a last note. What it raises has it tried again."""
 
 
 class Bucket:
@@ -76,6 +75,14 @@ class Bucket:
         if not self.rate:
             self._level = 0.0
         self._at = now
+
+
+class Bill:
+    """What a piece of work has moved."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+        """Bytes."""
 
 
 class RunningJob:
@@ -119,10 +126,16 @@ class RunningJob:
         for bucket in self._buckets:
             bucket.take(amount)
 
-    def correct(self, amount: int) -> None:
-        """The last turn moved so many bytes more (or fewer) than it said."""
-        for bucket in self._buckets:
-            bucket.take(amount)
+    @asynccontextmanager
+    async def paid(self, expected: int) -> AsyncIterator[Bill]:
+        """As `turn`, for work that moves about `expected` bytes: the bill says what it was."""
+        await self.turn(expected)
+        bill = Bill()
+        try:
+            yield bill
+        finally:
+            for bucket in self._buckets:
+                bucket.take(bill.moved - expected)
 
     def moved(self, items: int, amount: int) -> None:
         """So much is done."""
@@ -131,7 +144,8 @@ class RunningJob:
             self._samples.append((now, self.bytes_done))
         self.items_done += items
         self.bytes_done += amount
-        self._samples.append((now, self.bytes_done))
+        if len(self._samples) == 1 or now - self._samples[-1][0] >= SAMPLE_S:
+            self._samples.append((now, self.bytes_done))
         while len(self._samples) > 2 and now - self._samples[0][0] > RATE_OVER_S:
             self._samples.popleft()
 
@@ -238,18 +252,14 @@ class JobBoard:
         return job
 
     async def _carry_out(self, job: RunningJob) -> None:
-        """Run a job to its end. Errors that are not its own are logged, and it tries again."""
+        """Run a job to its end. Errors are logged, and it tries again."""
         kind = self._kinds[job.record.kind]
         pause_s = RETRY_FIRST_S
         with job.scope:
             while True:
                 try:
                     await job.turn()
-                    try:
-                        state, note = JobState.DONE, await kind.run(job)
-                    except JobFailedError as error:
-                        state, note = JobState.FAILED, str(error)
-                    self._end(job, state, note)
+                    self._end(job, JobState.DONE, await kind.run(job))
                     return
                 except DfsError as error:
                     job.note = f"{error}; trying again"

@@ -6,12 +6,11 @@ What the rest of the cluster cannot take is refused before anything begins, with
 
 import logging
 from collections.abc import Sequence
-from itertools import islice
 from typing import Final
 
 import trio
 
-from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
+from dfs.core.chunk import Chunk, ChunkState, DiskState
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.units import format_size
@@ -106,16 +105,10 @@ class Drain:
         context = self._context
         for disk in disks:
             for number in fragments.on_disk(context.reader, disk, 0, SAMPLE):
-                chunk = get_chunk(context.reader, number)
-                fragment = None if chunk is None else chunk.on(disk)
-                if (
-                    chunk is None
-                    or fragment is None
-                    or chunk.state is not ChunkState.SEALED
-                    or fragment.state is not FragmentState.GOOD
-                    or self._target(chunk, fragment.index, disks)
-                ):
+                found = self._mover.movable(number, disk)
+                if found is None or self._target(*found, disks):
                     continue
+                chunk = found[0]
                 policy = get_policy(context.reader, chunk.policy)
                 name = policy.name if policy else str(chunk.policy)
                 return (
@@ -169,7 +162,7 @@ class Drain:
         states = [
             chunk.state
             for disk in disks
-            for number in islice(fragments.on_disk(self._context.reader, disk, 0, SLICE), SLICE)
+            for number in fragments.on_disk(self._context.reader, disk, 0, SLICE)
             if (chunk := get_chunk(self._context.reader, number)) is not None
         ]
         still_open = sum(state is ChunkState.OPEN for state in states)
@@ -203,37 +196,18 @@ class Drain:
             limit.release_on_behalf_of(number)
 
     async def _move(self, job: RunningJob, disk: DiskId, number: ChunkId) -> None:
-        found = self._movable(disk, number)
+        found = self._mover.movable(number, disk)
         if found is None:
             return
-        expected = -(-found[0].length // found[0].k)
         # Without the claim: a job that is paused must not keep repair from the chunk.
-        await job.turn(expected)
-        stored = 0
-        try:
+        async with job.paid(found[0].fragment_length) as bill:
             with self._context.claims.chunk(number) as free:
-                found = self._movable(disk, number)
+                found = self._mover.movable(number, disk)
                 if not free or found is None:
                     return
                 chunk, index = found
                 target = self._target(chunk, index, job.record.disks)
                 if not target:
                     raise FileSystemError("no other disk may take it")
-                stored = (await self._mover.make(chunk, index, target)).stored
-            job.moved(1, stored)
-        finally:
-            job.correct(stored - expected)
-
-    def _movable(self, disk: DiskId, number: ChunkId) -> tuple[Chunk, int] | None:
-        """A chunk and the index of its fragment on the disk, where that is ours to move."""
-        chunk = get_chunk(self._context.reader, number)
-        fragment = None if chunk is None else chunk.on(disk)
-        if (
-            chunk is None
-            or fragment is None
-            or chunk.state is not ChunkState.SEALED
-            or fragment.state is not FragmentState.GOOD
-        ):
-            # Open ones are still written, and what is lost or broken is for repair to make anew.
-            return None
-        return chunk, fragment.index
+                bill.moved = await self._mover.make(chunk, index, target)
+            job.moved(1, bill.moved)

@@ -12,10 +12,11 @@ from dfs.core.errors import FileSystemError
 from dfs.core.ids import ChunkId, DiskId, ServerId
 from dfs.master import fragments, job_table
 from dfs.master.commands import AbandonFragments, DropFragments, ForgetDisks, SetDraining
+from dfs.master.health import available
 from dfs.master.jobs.board import JobBoard
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk
-from dfs.master.liveness import DEAD, SERVES
+from dfs.master.liveness import DEAD
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,7 @@ class DiskKeeper:
                 if chunk is None or chunk.state is ChunkState.DOOMED or not chunk.live:
                     continue
                 # One that is silent just now may be as dead.
-                alive = {f.index for f in chunk.good if liveness.state(f.disk) in SERVES}
-                last += len(alive) < chunk.k
+                last += available(chunk, liveness.serves) < chunk.k
             after = numbers[-1]
             await trio.lowlevel.checkpoint()
         if last:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
 import trio
 
 from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
@@ -19,6 +18,7 @@ from dfs.core.errors import DfsError, FragmentError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.policy import Spread
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
+from dfs.master.fragments import REPORTED
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import doomed_key, get_chunk, get_counters, get_policy
 from dfs.master.liveness import SERVES
@@ -40,22 +40,6 @@ REPORT_AFTER_S: Final = 30.0
 TARGET_AT_ONCE: Final = 2
 """Fragments made on one disk at a time: reading and writing overlap, and clients get through."""
 
-REASONS: Final = {
-    "corrupt": FragmentState.CORRUPT,
-    "missing": FragmentState.LOST,
-    "short": FragmentState.LOST,
-}
-"""What a complaint about a fragment makes of it. Any other reason says nothing about it."""
-
-
-class Made(msgspec.Struct, frozen=True):
-    """A fragment was made."""
-
-    stored: int
-    """Bytes on the target's disk."""
-    read: int
-    """Bytes read for it from other disks."""
-
 
 class Mover:
     """One for all jobs. Callers hold the claim on the chunk."""
@@ -74,33 +58,45 @@ class Mover:
         policy = get_policy(self._context.reader, chunk.policy)
         return Spread.SERVER if policy is None else policy.spread
 
-    def target(self, chunk: Chunk, index: int, *, leave: Iterable[DiskId] = ()) -> DiskId:
-        """A disk for fragment `index`, apart from those that stay; 0 where there is none.
+    def movable(self, number: ChunkId, disk: DiskId) -> tuple[Chunk, int] | None:
+        """A chunk and the index of its fragment on `disk`, where that may be moved elsewhere.
 
-        `leave` are disks whose fragments of this chunk are about to go. A disk that lost its
-        fragment of this very index is second choice, and keeps the others where they are.
+        Open ones are still written, and what is lost or broken is for repair to make anew.
+        """
+        chunk = get_chunk(self._context.reader, number)
+        fragment = None if chunk is None else chunk.on(disk)
+        if (
+            chunk is None
+            or fragment is None
+            or chunk.state is not ChunkState.SEALED
+            or fragment.state is not FragmentState.GOOD
+        ):
+            return None
+        return chunk, fragment.index
+
+    def target(self, chunk: Chunk, index: int) -> DiskId:
+        """A disk for fragment `index`, which the chunk lacks; 0 where there is none.
+
+        The one that lost it, where that takes data: nothing else need move. One that broke it is
+        taken only where no other is left.
         """
         liveness = self._context.liveness
-        gone = set(leave)
-        stay = [
-            fragment.disk
-            for fragment in chunk.good
-            if fragment.index != index
-            and fragment.disk not in gone
-            and not liveness.given_up(fragment.disk)
-        ]
         here = next((f for f in chunk.fragments if f.index == index), None)
-        mendable = (
+        mendable: DiskId = 0
+        if (
             here is not None
             and here.state is not FragmentState.GOOD
             and liveness.state(here.disk) in (DiskState.UP, DiskState.UNSTEADY)
-        )
-        if mendable and here is not None and here.state is FragmentState.LOST:
-            return here.disk
-        found = self.elsewhere(chunk, stay)
-        if not found and mendable and here is not None:
-            return here.disk
-        return found
+        ):
+            if here.state is FragmentState.LOST:
+                return here.disk
+            mendable = here.disk
+        stay = [
+            fragment.disk
+            for fragment in chunk.good
+            if fragment.index != index and not liveness.given_up(fragment.disk)
+        ]
+        return self.elsewhere(chunk, stay) or mendable
 
     def elsewhere(
         self, chunk: Chunk, stay: Iterable[DiskId], *, avoid: Iterable[DiskId] = ()
@@ -130,8 +126,8 @@ class Mover:
 
     # ------------------------------------------------------------------ making it
 
-    async def make(self, chunk: Chunk, index: int, disk: DiskId) -> Made:
-        """Make fragment `index` on `disk` and place it.
+    async def make(self, chunk: Chunk, index: int, disk: DiskId) -> int:
+        """Make fragment `index` on `disk` and place it; the bytes that it takes there.
 
         Raises DfsError where that failed, FragmentError where the chunk has changed meanwhile
         or too few fragments of it can be read.
@@ -164,7 +160,7 @@ class Mover:
         self.note_bad(chunk.chunk, reply.bad)
         await self._place(chunk.chunk, index, disk, place.address)
         self._context.liveness.charge((disk,), reply.stored)
-        return Made(reply.stored, reply.read)
+        return reply.stored
 
     def _check_free(self, number: ChunkId, index: int, disk: DiskId) -> Chunk:
         """The chunk as it is now. Its server puts what it makes in the place of what it holds.
@@ -229,7 +225,9 @@ class Mover:
     def note_bad(self, chunk: ChunkId, bad: Iterable[tuple[DiskId, str]]) -> None:
         """Servers found these fragments of a chunk to be no good."""
         marks = tuple(
-            FragmentMark(chunk, disk, REASONS[reason]) for disk, reason in bad if reason in REASONS
+            FragmentMark(chunk, disk, REPORTED[reason])
+            for disk, reason in bad
+            if reason in REPORTED
         )
         if marks:
             log.warning(

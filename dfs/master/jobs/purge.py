@@ -18,9 +18,9 @@ from dfs.core.ids import ChunkId, DiskId, InodeId
 from dfs.master import chunk_reports, fragments, purge
 from dfs.master.backup import hold
 from dfs.master.commands import DropFragments, PurgeStep
+from dfs.master.health import available
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import get_chunk, get_counters
-from dfs.master.liveness import SERVES
 from dfs.wire.messages import DeleteFragments, Empty
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ class PurgeFragments:
         if chunk is None or chunk.state is ChunkState.DOOMED:
             return not chunk_reports.needed(reader, (chunk_id,))
         # Not those from which a master that has just begun has heard nothing yet.
-        state = self._context.liveness.state
-        return sum(state(fragment.disk) in SERVES for fragment in chunk.good) >= chunk.width
+        return available(chunk, self._context.liveness.serves) >= chunk.width
 
     async def _delete(self, place: DiskLocation, chunks: list[ChunkId]) -> bool:
         request = DeleteFragments(place.disk, tuple(chunks))

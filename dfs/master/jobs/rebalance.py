@@ -11,12 +11,13 @@ waits for the disks to have deleted what was moved away, and looks again.
 
 import logging
 from collections.abc import Iterator
+from heapq import nsmallest
 from typing import Final
 
 import msgspec
 import trio
 
-from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
+from dfs.core.chunk import Chunk, DiskState
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master import fragments
@@ -157,21 +158,22 @@ class Rebalance:
 
     async def run(self, job: RunningJob) -> str:
         threshold = job.record.threshold
+        fills = await self._look()
         for _ in range(PASSES_MAX):
-            fills = await self._look()
             if fills.worst() <= threshold:
-                return f"no disk is more than {fills.worst():.1%} off the average fill"
+                break
             moved_before = job.bytes_done
             job.bytes_total = job.bytes_done + int(fills.surplus())
             await _Pass(self._context, self._mover, job, fills).run()
+            fills = await self._look()
             if job.bytes_done == moved_before:
                 break
-        fills = await self._look()
+        off = f"{fills.worst():.1%} off the average fill"
+        if fills.worst() <= threshold:
+            return f"no disk is more than {off}"
         return (
-            f"the fullest or emptiest disk is {fills.worst():.1%} off the average fill; nothing "
-            "more can be moved with the chunks' failure domains kept apart"
-            if fills.worst() > threshold
-            else f"no disk is more than {fills.worst():.1%} off the average fill"
+            f"the fullest or emptiest disk is {off}; nothing more can be moved with the chunks' "
+            "failure domains kept apart"
         )
 
     async def _look(self) -> Fills:
@@ -216,16 +218,16 @@ class _Pass:
     async def _next_move(self) -> _Move | None:
         """From the fullest disk that still has something to give."""
         while True:
-            sources = [
+            sources = (
                 fill
                 for fill in self._fills.all
                 if fill.disk not in self._exhausted and fill.excess > 0
-            ]
-            if not sources or self._fills.worst() <= self._aim:
+            )
+            source = max(sources, key=lambda fill: fill.excess, default=None)
+            if source is None:
                 return None
-            source = max(sources, key=lambda fill: fill.excess)
-            lowest = min(self._fills.all, key=lambda fill: fill.excess)
-            if source.excess <= self._aim and lowest.excess >= -self._aim:
+            lowest = min(fill.excess for fill in self._fills.all)
+            if source.excess <= self._aim and lowest >= -self._aim:
                 return None
             move = await self._from(source)
             if move is not None:
@@ -240,10 +242,10 @@ class _Pass:
         for looked, number in enumerate(rows):
             if looked % SLICE == SLICE - 1:
                 await trio.lowlevel.checkpoint()
-            chunk = get_chunk(self._context.reader, number)
-            if chunk is None or number in self._context.claims.moving:
+            if number in self._context.claims.moving:
                 continue
-            move = self._place(chunk, source)
+            found = self._mover.movable(number, source.disk)
+            move = None if found is None else self._place(*found, source)
             if move is not None:
                 return move
         return None
@@ -267,30 +269,22 @@ class _Pass:
                 if at > end:
                     break
 
-    def _place(self, chunk: Chunk, source: Fill) -> _Move | None:
-        fragment = chunk.on(source.disk)
-        if (
-            fragment is None
-            or chunk.state is not ChunkState.SEALED
-            or fragment.state is not FragmentState.GOOD
-            or not fragments.is_whole(chunk)
-        ):
+    def _place(self, chunk: Chunk, index: int, source: Fill) -> _Move | None:
+        """Where a fragment of `source` goes best; None where it should stay."""
+        if not fragments.is_whole(chunk):
             return None
-        expected = -(-chunk.length // chunk.k)
+        expected = chunk.fragment_length
         taken = {other.disk for other in chunk.fragments}
         stay = [other.disk for other in chunk.good if other.disk != source.disk]
         spread = self._mover.spread(chunk)
-        emptiest = sorted(
-            (
-                fill
-                for fill in self._fills.all
-                if fill.disk not in taken and self._gains(source, fill, expected)
-            ),
-            key=lambda fill: fill.excess,
+        fitting = (
+            fill
+            for fill in self._fills.all
+            if fill.disk not in taken and self._gains(source, fill, expected)
         )
-        for fill in emptiest[:TARGETS_TRIED]:
+        for fill in nsmallest(TARGETS_TRIED, fitting, key=lambda fill: fill.excess):
             if self._context.liveness.allows(spread, stay, fill.disk):
-                return _Move(chunk.chunk, fragment.index, source.disk, fill.disk, expected)
+                return _Move(chunk.chunk, index, source.disk, fill.disk, expected)
         return None
 
     def _still_fits(self, move: _Move, chunk: Chunk) -> bool:
@@ -312,22 +306,16 @@ class _Pass:
 
     async def _carry_out(self, move: _Move, limit: trio.CapacityLimiter, token: object) -> None:
         job = self._job
-        booked = float(move.expected)
         try:
-            await job.turn(move.expected)
-            with self._context.claims.chunk(move.chunk) as free:
-                chunk = get_chunk(self._context.reader, move.chunk)
-                if not free or chunk is None or not self._still_fits(move, chunk):
-                    self._book(move, -booked)
-                    return
-                made = await self._mover.make(chunk, move.index, move.target)
+            async with job.paid(move.expected) as bill:
+                with self._context.claims.chunk(move.chunk) as free:
+                    chunk = get_chunk(self._context.reader, move.chunk)
+                    if free and chunk is not None and self._still_fits(move, chunk):
+                        bill.moved = await self._mover.make(chunk, move.index, move.target)
+                        job.moved(1, bill.moved)
         except DfsError as error:
-            self._book(move, -booked)
             job.failures += 1
             log.info("rebalance: chunk %d stays on disk %d: %s", move.chunk, move.source, error)
-        else:
-            self._book(move, made.stored - booked)
-            job.correct(made.stored - move.expected)
-            job.moved(1, made.stored)
         finally:
             limit.release_on_behalf_of(token)
+        self._book(move, bill.moved - move.expected)

@@ -15,7 +15,6 @@ import math
 from collections.abc import AsyncIterator
 from typing import Final
 
-import msgspec
 import trio
 
 from dfs.core.chunk import Chunk, ChunkState
@@ -26,6 +25,7 @@ from dfs.master.commands import PlaceFragment, StartJob
 from dfs.master.jobs.board import RunningJob
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
+from dfs.master.jobs.waits import Waits
 from dfs.master.keyspace import get_chunk, get_counters
 from dfs.wire.messages import PlanReply
 from dfs.wire.messages import StartJob as StartRequest
@@ -49,23 +49,13 @@ WAIT_MOST_S: Final = 300.0
 disks have changed meanwhile."""
 CLAIMED_S: Final = 2.0
 """A chunk that another job has in hand is looked at again after so long."""
-WAITS_MAX: Final = 100_000
 
 
-class Missing(msgspec.Struct, frozen=True):
-    """What a chunk lacks, and how pressing that is."""
-
-    indexes: tuple[int, ...]
-    spare: int
-    """Fragments that it can lose before it is unreadable; below zero: it is."""
-
-
-def missing(context: JobContext, chunk: Chunk) -> Missing:
+def missing(context: JobContext, chunk: Chunk) -> tuple[int, ...]:
     """Indexes without a GOOD fragment on a disk that is not given up."""
     given_up = context.liveness.given_up
     have = {fragment.index for fragment in chunk.good if not given_up(fragment.disk)}
-    lacks = tuple(index for index in range(chunk.width) if index not in have)
-    return Missing(lacks, len(have) - chunk.k)
+    return tuple(index for index in range(chunk.width) if index not in have)
 
 
 class _Queue:
@@ -115,17 +105,6 @@ class _Queue:
         return None
 
 
-class _Wait(msgspec.Struct, frozen=True):
-    failed_at: float
-    pause_s: float
-    version: int
-    """Of what was known of servers and disks then."""
-
-    def until(self, version: int) -> float:
-        pause_s = self.pause_s if version == self.version else WAIT_FIRST_S
-        return self.failed_at + pause_s
-
-
 class Repair:
     """The kind `repair`."""
 
@@ -135,7 +114,7 @@ class Repair:
         self._context = context
         self._mover = mover
         self._queue = _Queue(QUEUE_MAX)
-        self._waits: dict[ChunkId, _Wait] = {}
+        self._waits = Waits(WAIT_FIRST_S, WAIT_MOST_S)
         self._again_at = math.inf
         """When something that was passed over wants another look."""
         self._active = 0
@@ -193,22 +172,21 @@ class Repair:
         stuck = 0
         self._again_at = math.inf
         async for chunk, since_ns in self._candidates():
-            lack = missing(self._context, chunk)
-            if not lack.indexes:
+            lacks = missing(self._context, chunk)
+            if not lacks:
                 continue
             if chunk.chunk in self._context.claims.moving:
                 self._look_again(trio.current_time() + CLAIMED_S)
                 continue
-            wait = self._waits.get(chunk.chunk)
-            if wait is not None:
-                until = wait.until(self._context.liveness.version)
-                if trio.current_time() < until:
-                    stuck += 1
-                    self._look_again(until)
-                    continue
-            if self._queue.add(chunk.chunk, lack.spare, since_ns):
+            until = self._waits.until(chunk.chunk, self._context.liveness.version)
+            if trio.current_time() < until:
+                stuck += 1
+                self._look_again(until)
+                continue
+            # What it can still lose; below zero, it cannot be read.
+            if self._queue.add(chunk.chunk, chunk.m - len(lacks), since_ns):
                 job.items_total += 1
-                job.bytes_total += len(lack.indexes) * -(-chunk.length // chunk.k)
+                job.bytes_total += len(lacks) * chunk.fragment_length
                 self._wake()
         return stuck
 
@@ -269,36 +247,32 @@ class Repair:
         if chunk is None or chunk.state is not ChunkState.SEALED:
             job.moved(1, 0)
             return
-        indexes = missing(self._context, chunk).indexes
-        expected = len(indexes) * -(-chunk.length // chunk.k)
+        lacks = missing(self._context, chunk)
         # Without the claim: a job that is paused must not keep others from the chunk.
-        await job.turn(expected)
-        stored = 0
-        try:
-            with self._context.claims.chunk(number) as free:
-                if free:
-                    for index in indexes:
-                        stored += await self._make(job, number, index)
-                else:
-                    self._look_again(trio.current_time() + CLAIMED_S)
-        except DfsError as error:
-            job.failures += 1
-            self._defer(number)
-            log.info("chunk %d is not repaired yet: %s", number, error)
-        except Exception:
-            job.failures += 1
-            self._defer(number)
-            log.exception("chunk %d is not repaired yet", number)
-        else:
-            self._waits.pop(number, None)
-        finally:
-            job.correct(stored - expected)
+        async with job.paid(len(lacks) * chunk.fragment_length) as bill:
+            try:
+                with self._context.claims.chunk(number) as free:
+                    if free:
+                        for index in lacks:
+                            bill.moved += await self._make(job, number, index)
+                    else:
+                        self._look_again(trio.current_time() + CLAIMED_S)
+            except DfsError as error:
+                job.failures += 1
+                self._defer(number)
+                log.info("chunk %d is not repaired yet: %s", number, error)
+            except Exception:
+                job.failures += 1
+                self._defer(number)
+                log.exception("chunk %d is not repaired yet", number)
+            else:
+                self._waits.forget(number)
         job.moved(1, 0)
 
     async def _make(self, job: RunningJob, number: ChunkId, index: int) -> int:
         """Make fragment `index`, unless the chunk has got it meanwhile; the bytes written."""
         chunk = get_chunk(self._context.reader, number)
-        if chunk is None or index not in missing(self._context, chunk).indexes:
+        if chunk is None or index not in missing(self._context, chunk):
             return 0
         if len(self._mover.sources(chunk, index)) < chunk.k and self._reclaim(chunk):
             return 0
@@ -309,16 +283,16 @@ class Repair:
                 "this chunk already",
                 hint="add a server, or bring one back",
             )
-        made = await self._mover.make(chunk, index, disk)
-        job.moved(0, made.stored)
-        job.bytes_total += made.stored - -(-chunk.length // chunk.k)
-        return made.stored
+        stored = await self._mover.make(chunk, index, disk)
+        job.moved(0, stored)
+        job.bytes_total += stored - chunk.fragment_length
+        return stored
 
     def _reclaim(self, chunk: Chunk) -> bool:
         """Take back stale fragments of a chunk that cannot be read without them."""
         context = self._context
         disks = [place.disk for place in context.liveness.serving()]
-        lacks = missing(context, chunk).indexes
+        lacks = missing(context, chunk)
         reclaimed = False
         for disk, index in list(fragments.stale_of(context.reader, chunk.chunk, disks)):
             if index in lacks and not context.claims.is_deleting(disk, chunk.chunk):
@@ -328,13 +302,7 @@ class Repair:
         return reclaimed
 
     def _defer(self, number: ChunkId) -> None:
-        last = self._waits.get(number)
-        pause_s = WAIT_FIRST_S if last is None else min(WAIT_MOST_S, 2 * last.pause_s)
-        while len(self._waits) >= WAITS_MAX:
-            self._waits.pop(next(iter(self._waits)))
-        wait = _Wait(trio.current_time(), pause_s, self._context.liveness.version)
-        self._waits[number] = wait
-        self._look_again(wait.until(wait.version))
+        self._look_again(self._waits.put_off(number, self._context.liveness.version))
 
     def _look_again(self, at: float) -> None:
         self._again_at = min(self._again_at, at)

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from dfs.core.chunk import Chunk, ChunkState, Fragment
-from dfs.core.errors import DfsError, DiskError, FragmentError
+from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId
 from dfs.master.commands import MarkVerified, StartJob
 from dfs.master.jobs.board import RunningJob
@@ -83,9 +83,10 @@ class Scrub:
                 job.reset()
                 job.items_total = get_counters(self._context.reader).chunks
                 job.bytes_total = self._context.liveness.totals().used
-            bad = await self._round(job, standing)
+            await self._round(job, standing)
             job.position = 0
             if not standing:
+                bad = job.failures
                 return f"{bad} bad fragments found" if bad else "all fragments are whole"
             await trio.sleep(REST_S)
             self._want_reports()
@@ -95,21 +96,16 @@ class Scrub:
         disks = [place.disk for place in context.liveness.serving()]
         context.reports.want(disks, get_counters(context.reader).next_chunk)
 
-    async def _round(self, job: RunningJob, standing: bool) -> int:
-        """Verify all chunks past the job's position; how many fragments were bad."""
-        bad = 0
-        while True:
-            chunks = await self._next(job, 1 if standing else AT_ONCE, FRESH_S if standing else 0)
-            if not chunks:
-                return bad
+    async def _round(self, job: RunningJob, standing: bool) -> None:
+        """Verify all chunks past the job's position."""
+        limit, fresh_s = (1, FRESH_S) if standing else (AT_ONCE, 0)
+        while chunks := await self._next(job, limit, fresh_s):
             began = trio.current_time()
             verified: list[ChunkId] = []
             read_before = job.bytes_done
-            counts: list[int] = []
             async with trio.open_nursery() as nursery:
                 for chunk in chunks:
-                    nursery.start_soon(self._verify, job, chunk, verified, counts)
-            bad += sum(counts)
+                    nursery.start_soon(self._verify, job, chunk, verified)
             if verified:
                 self._context.journal.append(
                     MarkVerified(self._context.now_ns(), tuple(sorted(verified)))
@@ -122,13 +118,14 @@ class Scrub:
         """The next SEALED chunks past the job's position that were not verified lately."""
         context = self._context
         found: list[Chunk] = []
-        while len(found) < limit:
-            rows = context.reader.scan(chunk_key(job.position + 1), prefix_end(CHUNK))
-            slice_ = [decode_chunk(value) for _, value in islice(rows, SLICE)]
-            if not slice_:
-                break
+        more = True
+        while more and len(found) < limit:
+            more = False
             now_s = context.now_ns() // 1_000_000_000
-            for chunk in slice_:
+            rows = context.reader.scan(chunk_key(job.position + 1), prefix_end(CHUNK))
+            for _, value in islice(rows, SLICE):
+                more = True
+                chunk = decode_chunk(value)
                 job.position = chunk.chunk
                 if chunk.state is ChunkState.SEALED and now_s - chunk.verified_s >= fresh_s:
                     found.append(chunk)
@@ -143,43 +140,36 @@ class Scrub:
         """Bytes a second for one round in the time that it may take."""
         return max(RATE_LEAST, self._context.liveness.totals().used / ROUND_S)
 
-    async def _verify(
-        self, job: RunningJob, chunk: Chunk, verified: list[ChunkId], counts: list[int]
-    ) -> None:
-        """Have all fragments of a chunk read; note it as verified if all were whole."""
-        await job.turn(chunk.width * -(-chunk.length // chunk.k))
-        verdicts: list[bool | None] = []
-        read_bytes = [0]
+    async def _verify(self, job: RunningJob, chunk: Chunk, verified: list[ChunkId]) -> None:
+        """Have all fragments of a chunk read; add it to `verified` if all were whole."""
+        await job.turn(chunk.width * chunk.fragment_length)
+        verdicts: list[FragmentVerdict] = []
         async with trio.open_nursery() as nursery:
             for fragment in chunk.good:
-                nursery.start_soon(self._verify_one, chunk, fragment, verdicts, read_bytes)
-        whole = len(chunk.good) == chunk.width and all(verdicts)
-        if whole:
+                nursery.start_soon(self._verify_one, chunk, fragment, verdicts)
+        bad = sum(bool(verdict.reason) for verdict in verdicts)
+        if len(verdicts) - bad == chunk.width:
             verified.append(chunk.chunk)
-        counts.append(sum(verdict is False for verdict in verdicts))
-        job.failures += counts[-1]
-        job.moved(1, read_bytes[0])
+        job.failures += bad
+        job.moved(1, sum(verdict.read for verdict in verdicts))
 
     async def _verify_one(
-        self, chunk: Chunk, fragment: Fragment, verdicts: list[bool | None], read_bytes: list[int]
+        self, chunk: Chunk, fragment: Fragment, verdicts: list[FragmentVerdict]
     ) -> None:
-        """Adds True for a whole fragment, False for a bad one, None where nobody can tell."""
+        """Adds the verdict, where there is one."""
         context = self._context
         place = context.liveness.location(fragment.disk)
         if place is None or place.state not in SERVES:
-            verdicts.append(None)
             return
         request = VerifyFragment(fragment.disk, chunk.chunk, fragment.index, chunk.length)
         try:
             verdict = await context.pool.call(
                 place.address, request, FragmentVerdict, timeout_s=VERIFY_TIMEOUT_S
             )
-        except (FragmentError, DiskError, DfsError) as error:
+        except DfsError as error:
             log.info("chunk %d on disk %d is not verified: %s", chunk.chunk, fragment.disk, error)
-            verdicts.append(None)
             return
-        read_bytes[0] += verdict.read
-        verdicts.append(not verdict.reason)
+        verdicts.append(verdict)
         if verdict.reason:
             log.warning(
                 "scrub: fragment %d of chunk %d on disk %d is %s: %s",

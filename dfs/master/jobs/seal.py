@@ -9,7 +9,6 @@ disk is only SUSPECT, or too few answer, the chunk waits.
 
 import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -22,6 +21,7 @@ from dfs.master import chunks
 from dfs.master.backup import hold
 from dfs.master.commands import SealAbandoned
 from dfs.master.jobs.context import JobContext
+from dfs.master.jobs.waits import Waits
 from dfs.master.keyspace import get_chunk
 from dfs.wire.messages import FragmentStatus, SealFragment, StatFragment
 
@@ -39,11 +39,6 @@ WAIT_MOST_S: Final = 30.0
 """Pauses between two attempts at the same chunk, each twice the last."""
 
 
-class _Wait(msgspec.Struct, frozen=True):
-    until: float
-    pause_s: float
-
-
 class Unsealed(msgspec.Struct, frozen=True):
     """A whole fragment of a SEALED chunk that has no seal on its disk."""
 
@@ -58,12 +53,10 @@ class SealJob:
     name = "sealing abandoned chunks"
     idle_s = 1.0
 
-    def __init__(self, context: JobContext, note_sealed: Callable[[ChunkId], None]) -> None:
-        """`note_sealed`: see `ReportBook`, whose lists may be older than a seal."""
+    def __init__(self, context: JobContext) -> None:
         self._context = context
-        self._note_sealed = note_sealed
         self._after: ChunkId = 0
-        self._waits: dict[ChunkId, _Wait] = {}
+        self._waits = Waits(WAIT_FIRST_S, WAIT_MOST_S)
         """Abandoned chunks that could not be sealed yet."""
         self._unsealed: deque[Unsealed] = deque(maxlen=UNSEALED_MAX)
 
@@ -81,7 +74,7 @@ class SealJob:
         late = [self._unsealed.popleft() for _ in range(min(BATCH, len(self._unsealed)))]
         async with trio.open_nursery() as nursery:
             for chunk_id in ids:
-                if self._is_due(chunk_id):
+                if trio.current_time() >= self._waits.until(chunk_id):
                     nursery.start_soon(self._try_abandoned, chunk_id)
             for fragment in late:
                 nursery.start_soon(self._seal_late, fragment)
@@ -100,17 +93,11 @@ class SealJob:
             # Readable as it is; the disk's next report brings it up again.
             log.info("chunk %d on disk %d: no seal: %s", fragment.chunk, fragment.disk, error)
 
-    def _is_due(self, chunk_id: ChunkId) -> bool:
-        wait = self._waits.get(chunk_id)
-        return wait is None or trio.current_time() >= wait.until
-
     async def _try_abandoned(self, chunk_id: ChunkId) -> None:
         if await self._seal_abandoned(chunk_id):
-            self._waits.pop(chunk_id, None)
-            return
-        last = self._waits.get(chunk_id)
-        pause_s = WAIT_FIRST_S if last is None else min(WAIT_MOST_S, 2 * last.pause_s)
-        self._waits[chunk_id] = _Wait(trio.current_time() + pause_s, pause_s)
+            self._waits.forget(chunk_id)
+        else:
+            self._waits.put_off(chunk_id)
 
     async def _seal_abandoned(self, chunk_id: ChunkId) -> bool:
         """Seal or doom one chunk. False: it is too early for that."""
@@ -134,7 +121,8 @@ class SealJob:
 
     def _commit(self, chunk: Chunk, length: int, lost: tuple[int, ...]) -> None:
         context = self._context
-        self._note_sealed(chunk.chunk)
+        # Lists of what disks hold may be older than the seal.
+        context.reports.note_changed(chunk.chunk)
         context.journal.append(
             SealAbandoned(time_ns=context.now_ns(), chunk=chunk.chunk, length=length, lost=lost)
         )
