@@ -8,7 +8,8 @@ from trio.testing import MockClock
 
 from dfs.core.errors import UnavailableError
 from dfs.master.jobs.board import Bucket, RunningJob
-from dfs.master.keyspace import JobRecord, JobState
+from dfs.master.keyspace import JobRecord
+from dfs.wire.messages import JobState
 
 
 def make_job(*, bandwidth: int = 0, shared: int = 0) -> RunningJob:
