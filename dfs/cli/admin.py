@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from dfs.cli import backups, checking, planning, render, working
+from dfs.cli import backups, checking, planning, render, rewriting, working
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
@@ -25,6 +25,7 @@ app = typer.Typer(
 
 
 app.add_typer(working.app)
+app.add_typer(rewriting.app)
 app.add_typer(planning.app, name="plan")
 
 

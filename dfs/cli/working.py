@@ -21,7 +21,7 @@ app = typer.Typer(rich_markup_mode=None)
 """Part of `dfs admin`."""
 
 jobs_app = typer.Typer(
-    help="Background work: repair, scrub, rebalance, drain.",
+    help="Background work: repair, scrub, compaction, rebalance, drain.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -205,7 +205,7 @@ def budget_command(
     json: Json = False,
 ) -> int:
     """Show or set how many bytes a second all background work together may move."""
-    wanted = None if bandwidth is None else _bandwidth(bandwidth)
+    wanted = None if bandwidth is None else parse_bandwidth(bandwidth)
 
     async def body(client: "Client") -> int:
         if wanted is not None:
@@ -220,7 +220,7 @@ def budget_command(
     return run(body)
 
 
-def _bandwidth(text: str | None) -> int:
+def parse_bandwidth(text: str | None) -> int:
     """Bytes a second; 0 for no bound. Raises ConfigError."""
     if text is None or text.lower() in _NONE:
         return 0
@@ -261,10 +261,14 @@ def find_disks(servers: "Sequence[ServerInfo]", words: Sequence[str]) -> list[in
 # ------------------------------------------------------------------ plans, and waiting
 
 
-def _print_plan(plan: "PlanReply") -> None:
+_MOVES_FRAGMENTS: Final = frozenset(("rebalance", "drain"))
+
+
+def print_plan(plan: "PlanReply") -> None:
     pace = f", about {render.duration(plan.seconds)}" if plan.seconds >= 0 else ""
     about = f" {show(plan.subject)}" if plan.subject else ""
-    print(f"{plan.kind}{about}: {format_size(plan.bytes)} in {plan.items} fragments{pace}")
+    items = "fragments" if plan.kind in _MOVES_FRAGMENTS else "chunks"
+    print(f"{plan.kind}{about}: {format_size(plan.bytes)} in {plan.items} {items}{pace}")
     for note in plan.notes:
         print(f"  {show(note)}")
     if plan.disks:
@@ -325,7 +329,7 @@ async def _follow(client: "Client", job: "JobInfo") -> "JobInfo":
     return job
 
 
-async def _finish(client: "Client", job: "JobInfo", wait: bool, json: bool) -> int:
+async def finish(client: "Client", job: "JobInfo", wait: bool, json: bool) -> int:
     """What a command that started a job says; its exit status."""
     if wait:
         job = await _follow(client, job)
@@ -361,7 +365,7 @@ def rebalance_command(
     json: Json = False,
 ) -> int:
     """Fill all disks evenly, with the fewest bytes moved; nothing is ever less redundant."""
-    share, pace = _threshold(threshold), _bandwidth(bandwidth)
+    share, pace = parse_share(threshold), parse_bandwidth(bandwidth)
 
     async def body(client: "Client") -> int:
         plan = await client.admin.plan("rebalance", threshold=share, bandwidth=pace)
@@ -369,16 +373,16 @@ def rebalance_command(
             if json:
                 render.emit_json(plan_document(plan))
             else:
-                _print_plan(plan)
+                print_plan(plan)
             return DONE
         if not json:
-            _print_plan(plan)
+            print_plan(plan)
         if not plan.bytes:
             if json:
                 render.emit_json(plan_document(plan))
             return DONE
         job = await client.admin.start("rebalance", threshold=share, bandwidth=pace)
-        status = await _finish(client, job, wait, json)
+        status = await finish(client, job, wait, json)
         if wait and not json:
             await _print_fill(client)
         return status
@@ -386,7 +390,7 @@ def rebalance_command(
     return run(body)
 
 
-def _threshold(text: str) -> float:
+def parse_share(text: str) -> float:
     """`5%` or `0.05`. Raises ConfigError."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -424,7 +428,7 @@ def drain_command(
 
     Clients go on meanwhile. Refused where the rest has no room or too few servers for it.
     """
-    pace = _bandwidth(bandwidth)
+    pace = parse_bandwidth(bandwidth)
 
     async def body(client: "Client") -> int:
         disks = find_disks(await client.meta.servers(), where)
@@ -433,10 +437,10 @@ def drain_command(
             if json:
                 render.emit_json(plan_document(plan))
             else:
-                _print_plan(plan)
+                print_plan(plan)
             return FAILED if plan.refusal else DONE
         job = await client.admin.start("drain", disks=disks, bandwidth=pace)
-        return await _finish(client, job, wait, json)
+        return await finish(client, job, wait, json)
 
     return run(body)
 
@@ -516,10 +520,10 @@ _QUIET_LOOKS: Final = 20
 @app.command("scrub", epilog=examples("dfs admin scrub --wait --bandwidth 200MiB"))
 def scrub_command(bandwidth: Bandwidth = None, wait: Wait = False, json: Json = False) -> int:
     """Read and check every fragment now. It also happens by itself, all of it within two weeks."""
-    pace = _bandwidth(bandwidth)
+    pace = parse_bandwidth(bandwidth)
 
     async def body(client: "Client") -> int:
         job = await client.admin.start("scrub", bandwidth=pace)
-        return await _finish(client, job, wait, json)
+        return await finish(client, job, wait, json)
 
     return run(body)

@@ -27,6 +27,9 @@ EC_POLICY: Final[PolicyId] = 2
 SCRATCH_POLICY: Final[PolicyId] = 3
 FIRST_FREE_POLICY: Final[PolicyId] = 16
 
+MASTER_SESSION: Final[SessionId] = (1 << 63) - 1
+"""Owner of the open chunks that the master has written anew by chunk servers. No client's."""
+
 NAME_MAX_BYTES: Final = 255
 PATH_MAX_BYTES: Final = 4096
 SYMLINK_MAX_BYTES: Final = 4095

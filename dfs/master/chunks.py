@@ -19,7 +19,7 @@ in step. What happens to single fragments of a SEALED chunk is in `fragments`.
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Final
 
@@ -27,9 +27,15 @@ from msgspec.structs import replace
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState, Fragment, FragmentState
 from dfs.core.errors import DfsError, FileSystemError
-from dfs.core.ids import ChunkId, SessionId
+from dfs.core.ids import ChunkId, PolicyId, SessionId
 from dfs.master import fragments as of_chunks
-from dfs.master.commands import AllocateChunks, DropFragments, SealAbandoned, SealChunk
+from dfs.master.commands import (
+    AllocateChunks,
+    DropFragments,
+    Placement,
+    SealAbandoned,
+    SealChunk,
+)
 from dfs.master.keyspace import (
     CHUNK_BY_SESSION,
     Reader,
@@ -82,10 +88,16 @@ def after(state: ChunkState | None, event: Event) -> ChunkState | None:
 
 def allocate(txn: Writer, command: AllocateChunks) -> tuple[Chunk, ...]:
     """New OPEN chunks, owned by the session, one for each placement."""
-    session, policy = command.session, command.policy
+    return allot(txn, command.session, command.policy, command.placements)
+
+
+def allot(
+    txn: Writer, session: SessionId, policy: PolicyId, placements: Sequence[Placement]
+) -> tuple[Chunk, ...]:
+    """New OPEN chunks of an owner, one for each placement."""
     counters = get_counters(txn)
     made = []
-    for number, placement in enumerate(command.placements, counters.next_chunk):
+    for number, placement in enumerate(placements, counters.next_chunk):
         fragments = tuple(Fragment(index, disk) for index, disk in enumerate(placement.disks))
         chunk = Chunk(
             number, ChunkState.OPEN, placement.k, placement.m, policy, session, 0, 0, fragments
@@ -138,6 +150,25 @@ def seal_abandoned(txn: Writer, command: SealAbandoned) -> None:
 
 
 def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: int) -> None:
+    if chunk.live == 0:
+        _close(txn, chunk)
+        doom(txn, replace(_ended(chunk, length, lost), owner=0))
+        return
+    seal_before_use(txn, chunk, length, lost, time_ns)
+
+
+def seal_before_use(
+    txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: int
+) -> None:
+    """Seal an OPEN chunk, which has a live byte when the transaction ends."""
+    _close(txn, chunk)
+    state = after(chunk.state, Event.SEAL)
+    assert state is not None
+    of_chunks.settle(txn, replace(_ended(chunk, length, lost), state=state, owner=0), time_ns)
+
+
+def _ended(chunk: Chunk, length: int, lost: Iterable[int]) -> Chunk:
+    """With its final length, and without the fragments that did not get that far."""
     gone = frozenset(lost)
     fragments = tuple(
         replace(fragment, state=FragmentState.LOST)
@@ -145,14 +176,13 @@ def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: 
         else fragment
         for fragment in chunk.fragments
     )
+    return replace(chunk, length=length, fragments=fragments)
+
+
+def give_up(txn: Writer, chunk: Chunk) -> None:
+    """An OPEN chunk without a live byte will not be used."""
     _close(txn, chunk)
-    if chunk.live == 0:
-        doom(txn, replace(chunk, length=length, fragments=fragments, owner=0))
-        return
-    state = after(chunk.state, Event.SEAL)
-    assert state is not None
-    sealed = replace(chunk, state=state, length=length, fragments=fragments, owner=0)
-    of_chunks.settle(txn, sealed, time_ns)
+    doom(txn, replace(chunk, owner=0))
 
 
 def _close(txn: Writer, chunk: Chunk) -> None:
@@ -174,8 +204,7 @@ def release_session(txn: Writer, session: SessionId, limit: int) -> int:
         if chunk is None:
             raise _broken(chunk_id)
         if chunk.live == 0:
-            _close(txn, chunk)
-            doom(txn, replace(chunk, owner=0))
+            give_up(txn, chunk)
             continue
         after(chunk.state, Event.ABANDON)
         txn.delete(chunk_by_session_key(session, chunk_id))

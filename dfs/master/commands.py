@@ -235,6 +235,69 @@ class AbandonFragments(Command[None], frozen=True, tag=38):
     chunks: tuple[ChunkId, ...]
 
 
+# ------------------------------------------------------------------ chunks written anew
+
+
+class AllocateTarget(Command[Chunk], frozen=True, tag=80):
+    """A new OPEN chunk of the master's own: a chunk server will write bytes of others into it.
+
+    It never outlives the master that made it: `StartMaster` gives up those it finds.
+    """
+
+    policy: PolicyId
+    placement: Placement
+
+
+class AbandonTarget(Command[None], frozen=True, tag=81):
+    """What was written into this chunk is of no use. One that is SEALED by now is left alone."""
+
+    chunk: ChunkId
+
+
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where a row of extent-by-chunk is in its chunk."""
+
+    chunk_offset: int
+    ino: InodeId
+    file_offset: int
+
+
+class Repointed(msgspec.Struct, frozen=True):
+    rows: int
+    """Extents that are in the target now."""
+    bytes: int
+    """The sum of their lengths."""
+    upto: Place | None
+    """`after` of the next step; None: all have been looked at."""
+
+
+class Repoint(Command[Repointed], frozen=True, tag=82):
+    """Extents that lie in copied parts of a SEALED chunk move to the chunk that has the copies.
+
+    The target is SEALED with the first of them. Chunks never change, so whatever file refers to
+    those bytes by now, and however its extents were cut meanwhile, reads the same there; what
+    files do not have any more is not in the tables, and what was not copied stays where it is.
+    Looks at up to `limit` extents. Without effect where one of the chunks is gone.
+
+    Raises FileSystemError (EINVAL) where the parts do not fit into the target.
+    """
+
+    target: ChunkId
+    length: int
+    """Of the target."""
+    lost: tuple[int, ...]
+    """Indexes of the target's fragments that could not be written."""
+    source: ChunkId
+    parts: tuple[tuple[int, int], ...]
+    """(offset, length) in the source, in order, without overlap."""
+    base: int
+    """Where the copy of the first begins in the target; those of the others follow."""
+    only: PolicyId = 0
+    """Only extents of files that have this policy; 0: of all."""
+    after: Place | None = None
+    limit: int = 500
+
+
 # ------------------------------------------------------------------ servers and disks
 
 
@@ -383,6 +446,9 @@ AnyCommand: TypeAlias = (
     | MarkVerified
     | MarkStale
     | AbandonFragments
+    | AllocateTarget
+    | AbandonTarget
+    | Repoint
     | RegisterServer
     | MendMetadata
     | CompleteRestore

@@ -32,6 +32,7 @@ from dfs.master.commands import Format, StartMaster
 from dfs.master.health import Health
 from dfs.master.job_service import JobService
 from dfs.master.jobs.board import JobBoard
+from dfs.master.jobs.compact import Compact
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.count import CountHealth
 from dfs.master.jobs.drain import Drain
@@ -43,6 +44,7 @@ from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.purge import PurgeFiles, PurgeFragments
 from dfs.master.jobs.rebalance import Rebalance
 from dfs.master.jobs.repair import Repair
+from dfs.master.jobs.rewriter import Rewriter
 from dfs.master.jobs.scrub import Scrub
 from dfs.master.jobs.seal import SealJob
 from dfs.master.jobs.watch import WatchServers
@@ -200,6 +202,7 @@ class Master:
             Scrub(context, mover),
             Drain(context, mover),
             Rebalance(context, mover),
+            Compact(context, Rewriter(context, mover)),
         )
         self.board = JobBoard(context, {kind.name: kind for kind in kinds})
         jobs = JobService(self.board, DiskKeeper(context, self.board), repair.hurry, self.journal)

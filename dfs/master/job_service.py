@@ -42,7 +42,7 @@ class JobService:
             # It always runs: starting it means not to wait for its next look.
             self._hurry_repair()
             return m.JobReply(self._board.info(REPAIR_JOB))
-        plan, command = kind.plan(request)
+        plan, command = await kind.plan(request)
         if request.plan:
             return m.JobReply(None, plan)
         if plan.refusal:

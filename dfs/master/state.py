@@ -26,6 +26,7 @@ from dfs.master import (
     operations,
     policies,
     purge,
+    rewrites,
     runs,
     sessions,
     upgrades,
@@ -99,6 +100,7 @@ def start_master(txn: Transaction, command: commands.StartMaster) -> None:
             purging=sum(1 for _ in scan_prefix(txn, PURGE)),
         ),
     )
+    rewrites.give_up_all(txn)
     if command.run:
         runs.note(txn, LogPosition(command.run, command.position))
 
@@ -124,6 +126,9 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.MarkVerified: fragments.mark_verified,
     commands.MarkStale: fragments.mark_stale,
     commands.AbandonFragments: fragments.abandon,
+    commands.AllocateTarget: rewrites.allocate,
+    commands.AbandonTarget: rewrites.abandon,
+    commands.Repoint: rewrites.repoint,
     commands.RegisterServer: membership.register,
     commands.MendMetadata: mend.mend,
     commands.CompleteRestore: hold.complete,

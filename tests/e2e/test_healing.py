@@ -146,3 +146,44 @@ def test_what_cannot_be_is_refused_with_what_to_do(
 def idle_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("idle") / "cluster", servers=1) as made:
         yield made
+
+
+def test_the_space_of_removed_files_is_freed_while_others_are_read_and_the_master_dies(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    tree = oracle.make_tree(tmp_path / "tree", seed=11, files=40)
+    (tmp_path / "filler").mkdir()
+    for number in range(20):
+        oracle.random_file(tmp_path / "filler" / str(number), 1_500_000, seed=number)
+    cluster.dfs("policy", "set", "/", "default")
+    cluster.dfs("upload", "-r", tmp_path / "filler", tree, "/")
+    cluster.dfs("upload", tmp_path / "filler" / "0", "/kept")
+    cluster.dfs("rm", "-r", "/filler")
+    used = sum(server["used"] for server in cluster.json("admin", "servers")["servers"])
+
+    plan = cluster.json("admin", "compact", "--dry-run")
+    assert plan["items"] > 0
+    assert "of no use" in cluster.dfs("admin", "compact", "--dry-run").stdout
+    back = cluster.spawn_dfs("download", "-r", "/tree", tmp_path / "back")
+    number = cluster.json("admin", "compact", "--bandwidth", "4MiB")["job"]
+    cluster.kill("master")
+    cluster.restart("master")
+    _, errors = back.communicate(timeout=60)
+    assert back.returncode == 0, errors.decode()
+    oracle.assert_same(tree, tmp_path / "back")
+
+    def job() -> dict[str, Any]:
+        jobs = cluster.json("admin", "jobs", "list")["jobs"]
+        return next(each for each in jobs if each["job"] == number)
+
+    wait_until(lambda: job()["state"] == "done", what="the compaction", timeout_s=60)
+    assert not job()["failures"], job()
+    assert not cluster.json("admin", "compact", "--dry-run")["items"]
+    wait_until(
+        lambda: sum(s["used"] for s in cluster.json("admin", "servers")["servers"]) < used / 2,
+        what="free space",
+        timeout_s=20,
+    )
+    assert cluster.dfs("admin", "fsck").returncode == 0
+    cluster.dfs("download", "-r", "/tree", tmp_path / "again")
+    oracle.assert_same(tree, tmp_path / "again")

@@ -246,6 +246,14 @@ async def run_client(world: World, number: int, policy: str) -> dict[str, bytes]
     return model
 
 
+async def keep_compacting(world: World) -> None:
+    """Every chunk that holds anything of no use is written anew, over and over."""
+    async with world.client("operator") as client:
+        while True:
+            await client.admin.start("compact", threshold=0.01)
+            await trio.sleep(0.5)
+
+
 async def run_disaster(root: Path, seed: int) -> None:
     async with trio.open_nursery() as nursery:
         world = World(root, seed, nursery, servers=SERVERS)
@@ -256,6 +264,8 @@ async def run_disaster(root: Path, seed: int) -> None:
             with trio.fail_after(4 * 3600):
                 async with trio.open_nursery() as troubled:
                     troubled.start_soon(chaos.run)
+                    if seed not in REGRESSIONS:
+                        troubled.start_soon(keep_compacting, world)
                     async with trio.open_nursery() as clients:
 
                         async def work(number: int, policy: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 
 from dfs.core.chunk import Chunk, ChunkState
+from dfs.core.ids import MASTER_SESSION
 from dfs.core.inode import Extent
 from dfs.master import keyspace as keys
 from dfs.master.check.fixes import AdjustChunk, DropRow, IndexChunk, SettleExtent
@@ -71,7 +72,8 @@ def _owner(walk: Walk, chunk: Chunk) -> Found:
         if owner:
             yield Problem(f"chunk {number} is {chunk.state.name} and owned", IndexChunk(number))
         return
-    if owner and owner not in walk.sessions and owner not in walk.leftovers:
+    known = owner in (0, MASTER_SESSION) or owner in walk.sessions or owner in walk.leftovers
+    if not known:
         yield Problem(
             f"chunk {number} is open for session {owner}, which is unknown", IndexChunk(number)
         )

@@ -2,7 +2,7 @@
 
 from dfs.core.chunk import Chunk
 from dfs.core.errors import DfsError
-from dfs.core.ids import ChunkId, InodeId
+from dfs.core.ids import MASTER_SESSION, ChunkId, InodeId
 from dfs.core.inode import Inode
 from dfs.master import keyspace as keys
 from dfs.master.keyspace import Reader, get_chunk, get_inode, get_session, scan_prefix
@@ -30,6 +30,7 @@ def sound_chunk(reader: Reader, number: ChunkId) -> Chunk | None:
 
 def is_known(reader: Reader, session: int) -> bool:
     return (
-        get_session(reader, session) is not None
+        session == MASTER_SESSION
+        or get_session(reader, session) is not None
         or reader.get(keys.leftovers_key(session)) is not None
     )

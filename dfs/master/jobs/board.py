@@ -43,7 +43,7 @@ class Kind(Protocol):
 
     name: str
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         """What would be done, and the command that starts it. Raises DfsError for bad input."""
 
     async def run(self, job: "RunningJob") -> str:

@@ -46,7 +46,7 @@ class Drain:
 
     # ------------------------------------------------------------------ planning
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         """Raises FileSystemError for unknown disks."""
         context = self._context
         disks = tuple(dict.fromkeys(request.disks))

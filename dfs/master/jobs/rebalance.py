@@ -111,7 +111,7 @@ class Rebalance:
 
     # ------------------------------------------------------------------ planning
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         """Raises FileSystemError for a threshold out of range."""
         if not 0.001 <= request.threshold <= 1:
             raise FileSystemError(

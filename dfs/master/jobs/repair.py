@@ -122,7 +122,7 @@ class Repair:
         """Set when the queue grew or the scan ended."""
         self._hurry = False
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         raise FileSystemError("repair always runs, it cannot be started")
 
     def hurry(self) -> None:

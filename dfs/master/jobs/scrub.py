@@ -59,7 +59,7 @@ class Scrub:
         self._context = context
         self._mover = mover
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         context = self._context
         items = get_counters(context.reader).chunks
         stored = context.liveness.totals().used

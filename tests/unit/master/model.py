@@ -17,13 +17,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from dfs.core.chunk import Layout
+from dfs.core.chunk import ChunkState, Layout
 from dfs.core.errors import from_wire
-from dfs.core.ids import ROOT_INODE, ChunkId, InodeId, SessionId
+from dfs.core.ids import MASTER_SESSION, ROOT_INODE, ChunkId, InodeId, SessionId
 from dfs.core.inode import Extent, Inode
-from dfs.master import commands, invariants, queries, xattrs
+from dfs.master import commands, invariants, keyspace, queries, xattrs
 from dfs.master.commands import Command
+from dfs.master.jobs.rewriter import Runs
 from dfs.master.keyspace import get_chunk
 from dfs.master.state import State
 from dfs.master.store import MemoryStore, RocksStore
@@ -189,6 +191,8 @@ class Pair:
         self.sequence = 0
         self.model = Model()
         self.bytes: dict[ChunkId, bytearray] = {}
+        self.copies: list[commands.Repoint] = []
+        """What was written anew and may be put to use."""
         self.run(commands.Format(self.tick(), "u"))
         self.begin()
         self.other = self.session, self.chunk
@@ -526,6 +530,55 @@ class Pair:
     def purge(self, limit: int) -> None:
         self.run(commands.PurgeStep(self.tick(), limit))
 
+    # ---------------------------------------------------------------- chunks written anew
+
+    def copy(self, leave: int) -> None:
+        """Copy what lives in sealed chunks, but for a part of each in `leave`, to a new one."""
+        sealed = [
+            chunk
+            for _, value in keyspace.scan_prefix(self.memory.store, keyspace.CHUNK)
+            if (chunk := keyspace.decode_chunk(value)).state is ChunkState.SEALED
+        ][-4:]
+        placement = commands.Placement(1, 1, (3, 4))
+        target = self.run(commands.AllocateTarget(self.tick(), 1, placement)).chunk
+        content = self.bytes[target] = bytearray()
+        copied: list[tuple[ChunkId, tuple[tuple[int, int], ...], int]] = []
+        for chunk in sealed:
+            runs, base = Runs(), len(content)
+            prefix = keyspace.EXTENT_BY_CHUNK + keyspace.u64(chunk.chunk)
+            for key, length in keyspace.scan_prefix(self.memory.store, prefix):
+                runs.add(keyspace.extent_by_chunk_place(key)[1], int.from_bytes(length, "big"))
+            parts = tuple((part.offset, part.length) for part in runs.parts())
+            parts = parts[: len(parts) - chunk.chunk % leave]
+            for offset, size in parts:
+                content += self.bytes[chunk.chunk][offset : offset + size]
+            copied.append((chunk.chunk, parts, base))
+        self.copies = [
+            commands.Repoint(0, target, len(content), (1,) * (leave == 2), source, parts, base)
+            for source, parts, base in copied
+        ]
+
+    def repoint(self, at: int, limit: int, only: int) -> None:
+        """One step of putting copies to use."""
+        if not self.copies:
+            return
+        at %= len(self.copies)
+        command = replace(self.copies[at], time_ns=self.tick(), limit=limit, only=only)
+        result = self.run(command)
+        assert result.rows <= limit
+        if only == 2:
+            assert not result.rows, "no file has that policy"
+        self.copies[at] = replace(command, after=result.upto)
+
+    def abandon(self) -> None:
+        if self.copies:
+            self.run(commands.AbandonTarget(self.tick(), self.copies[0].target))
+
+    def start_master(self) -> None:
+        self.run(commands.StartMaster(self.tick(), 1))
+        chunks = keyspace.scan_prefix(self.memory.store, keyspace.CHUNK)
+        assert MASTER_SESSION not in {keyspace.decode_chunk(value).owner for _, value in chunks}
+
     # ---------------------------------------------------------------- attributes
 
     def chmod(self, at: int, mode: int) -> None:
@@ -669,6 +722,10 @@ STEPS: Final[dict[str, tuple[int, dict[str, Choice]]]] = {
     ),
     "put": (3, {"at": AT, "name": NAME, "lengths": Many(LENGTH, 0, 3), "gap": Int(-20, 3)}),
     "seal": (1, {}),
+    "copy": (2, {"leave": One(1, 1, 2)}),
+    "repoint": (4, {"at": AT, "limit": One(1, 3, 1000), "only": One(0, 0, 1, 2)}),
+    "abandon": (1, {}),
+    "start_master": (1, {}),
     "unnamed": (1, {"at": AT}),
     "open": (2, {"at": AT}),
     "release": (2, {"at": AT}),

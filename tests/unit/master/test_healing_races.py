@@ -318,7 +318,7 @@ class Endless:
 
     name = "drain"
 
-    def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
+    async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         raise NotImplementedError
 
     async def run(self, job: RunningJob) -> str:
