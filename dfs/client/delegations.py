@@ -178,8 +178,10 @@ class Delegations(OwnDirectories):
             self._held[inode.ino].inode = inode
 
     def _follow_rename(self, op: m.Rename, inode: Inode | None) -> None:
-        if inode is None or op.flags & m.RenameFlag.EXCHANGE:
-            # What came the other way is not told.
+        links = inode is not None and inode.nlink > 1 and not inode.is_dir
+        if inode is None or links or op.flags & m.RenameFlag.EXCHANGE:
+            # What came the other way is not told, nor that both names were one file's, which
+            # leaves them as they are.
             self.give_back(op.parent)
             self.give_back(op.new_parent)
             return
@@ -245,8 +247,9 @@ class Delegations(OwnDirectories):
             if reply.inode is None:
                 self._put_off(ino, reply.again_s)
                 return
-            if self.log.session_id not in (0, session):
-                self._session_replaced()
+            if session != self._session.current_id:
+                # It is over by now, and with it what it was given.
+                return
             self.log.start(session)
             if not await self._load(ino, asking, reply.inode.size):
                 asking.recalled = True
@@ -308,8 +311,10 @@ class Delegations(OwnDirectories):
             lambda session, sequence: m.ReserveInodes(session, sequence, _RESERVE),
             m.ReservedInodes,
         )
-        if self.log.session_id in (0, session):
-            self._numbers.append(range(reply.first, reply.first + reply.count))
+        # Another session may not use them.
+        if session == self._session.current_id:
+            with self._lock:
+                self._numbers.append(range(reply.first, reply.first + reply.count))
 
     def _note_clock(self, now_ns: int) -> None:
         ahead_ns = now_ns - time.time_ns()
@@ -401,6 +406,9 @@ class Delegations(OwnDirectories):
     def _session_replaced(self) -> None:
         # Nobody calls the old one any more.
         self._listen_scope.cancel()
+        with self._lock:
+            # Also where nothing is held yet: the next session may not use them.
+            self._numbers.clear()
         if self.log.session_id:
             self.log.abandon(SessionError("the session that made it is over"))
 

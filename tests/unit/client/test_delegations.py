@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from dfs.client import Client
+from dfs.client.delegations import CHANGES_BEFORE
 from dfs.core.errors import DfsError, FileSystemError, SessionError
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
@@ -127,9 +128,9 @@ async def test_what_goes_to_the_master_comes_after_what_was_done(
     async with held(tmp_path) as (world, own, other, ino):
         meta, delegations = own.meta, own.meta.delegations
         one = make(own, ino, b"one")
-        await meta.hard_link(one.ino, ino, b"two")
         made = await meta.mkdir(ino, b"sub", 0o755)
         await meta.rename(ino, b"one", made.ino, b"moved")
+        await meta.hard_link(one.ino, ino, b"two")
         await meta.symlink(ino, b"link", b"two")
         async with await own.open("/d/two", "r+") as file:
             await file.write(b"bytes")
@@ -268,6 +269,44 @@ async def test_with_the_session_goes_what_was_not_told(
         make(own, ino, b"b")
         await own.meta.sync()
         assert await names(other) == [b"b"]
+        world.check_metadata()
+
+
+async def test_numbers_reserved_for_a_session_go_with_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, own), world.client("elsewhere") as other:
+        delegations = own.meta.delegations
+        delegations.start()
+        ino = (await own.mkdir("/d")).ino
+        # Somebody looks, so numbers come and the directory does not.
+        assert not await other.exists("/d/a")
+        for _ in range(CHANGES_BEFORE):
+            delegations.note_change(ino)
+        await trio.sleep(0.3)
+        assert delegations.directory(ino) is None
+        await other.meta.link.call(CloseSession(own.meta.session.current_id), Empty)
+        await own.mkdir("/e")
+        await hold(own, ino)
+        made = make(own, ino, b"a")
+        await own.meta.sync()
+        assert (await other.stat("/d/a")).ino == made.ino
+        world.check_metadata()
+
+
+async def test_two_names_of_a_file_renamed_to_each_other_are_both_left(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with held(tmp_path) as (world, own, other, ino):
+        delegations = own.meta.delegations
+        made = make(own, ino, b"a")
+        await own.meta.hard_link(made.ino, ino, b"b")
+        await own.meta.rename(ino, b"a", ino, b"b")
+        assert delegations.create(ino, b"a", 0o644, ROOT) is None
+        assert delegations.child(ino, b"a") in (None, made.ino)
+        assert await names(other) == [b"a", b"b"]
+        await hold(own, ino)
+        assert delegations.child(ino, b"a") == delegations.child(ino, b"b") == made.ino
         world.check_metadata()
 
 
