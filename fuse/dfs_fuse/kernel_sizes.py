@@ -2,13 +2,15 @@
 
 Through a handle that was opened with O_APPEND the kernel also writes back pages that were changed
 in a mapping of it, and pyfuse3 does not say which is which. But a program's append comes at the
-size that the kernel believes, or behind it, and a page begins before it. That size is what the
-kernel was told last, unless it did not listen: it ignores attributes that crossed a write, or
-other attributes. So what is kept here is the least that it may believe; nothing is taken for a
-page that could be an append, whose bytes would overwrite those of another mount.
+size that the kernel believes, or behind it, and a page begins before it, at a page's boundary.
+That size is what the kernel was told last, unless it did not listen: it ignores attributes that
+crossed a write, or other attributes. So what is kept here is the least that it may believe; and an
+append may be on its way from before it was told. Nothing is taken for a page that could be an
+append, whose bytes would overwrite those of another mount.
 """
 
 import math
+import mmap
 from collections import OrderedDict
 from time import monotonic
 from typing import Final
@@ -16,19 +18,29 @@ from typing import Final
 from dfs.core.ids import InodeId
 
 CALM_S: Final = 0.5
-"""When so long nothing was told of a file or written to it, the kernel listens to what comes."""
+"""When so long nothing was told of a file or written to it, the kernel listens to what is asked."""
 _FILES_MAX: Final = 10_000
 
 
 class _Size:
-    __slots__ = ("busy", "least", "writes")
+    __slots__ = ("before", "busy", "least", "most", "until", "writes")
 
-    def __init__(self, least: int) -> None:
-        self.least = least
+    def __init__(self, size: int) -> None:
+        self.least = self.most = size
+        """The kernel believes nothing less; it may believe up to this."""
+        self.before = (size, size)
+        """These two when it was last told in calm, where an append may have begun"""
+        self.until = -math.inf
+        """that arrives up to this moment."""
         self.busy = -math.inf
         """When something was told or written last."""
         self.writes = 0
         """Under way."""
+
+    def certain(self, size: int) -> None:
+        """The kernel believes this, whatever it did before."""
+        self.least = self.most = size
+        self.until = -math.inf
 
 
 class KernelSizes:
@@ -37,16 +49,19 @@ class KernelSizes:
     def __init__(self) -> None:
         self._sizes: OrderedDict[InodeId, _Size] = OrderedDict()
 
-    def told(self, ino: InodeId, size: int) -> None:
-        """The kernel is told attributes; it may not listen."""
+    def told(self, ino: InodeId, size: int, asked: float | None = None) -> None:
+        """The kernel is told attributes that it asked for then, or now; it may not listen."""
         now = monotonic()
         known = self._sizes.get(ino)
         if known is None:
             known = self._put(ino, size)
-        elif not known.writes and now - known.busy >= CALM_S:
-            known.least = size
+        elif not known.writes and (now if asked is None else asked) - known.busy >= CALM_S:
+            known.before = (known.least, known.most)
+            known.until = now + CALM_S
+            known.least = known.most = size
         else:
             known.least = min(known.least, size)
+            known.most = max(known.most, size)
         known.busy = now
         self._sizes.move_to_end(ino)
 
@@ -59,7 +74,7 @@ class KernelSizes:
     def changed(self, ino: InodeId, size: int) -> None:
         """The kernel itself has asked to make it so long."""
         known = self._sizes.get(ino) or self._put(ino, size)
-        known.least = size
+        known.certain(size)
         known.busy = monotonic()
 
     def opened(self, ino: InodeId) -> bool:
@@ -79,17 +94,22 @@ class KernelSizes:
         known = self._sizes.get(ino) or self._put(ino, 0)
         known.writes = max(0, known.writes - 1)
         known.busy = monotonic()
-        if end is not None:
-            # Attributes that came in the middle of an append were ignored.
-            known.least = end if append else max(known.least, end)
+        if end is not None and append:
+            # Attributes that came in the middle of it were ignored.
+            known.certain(end)
+        elif end is not None:
+            known.least = max(known.least, end)
+            known.most = max(known.most, end)
 
     def is_page(self, ino: InodeId, offset: int) -> bool:
         """Whether what is written at `offset` through a handle to append is a mapping's page."""
         known = self._sizes.get(ino)
-        return known is not None and offset < known.least
+        if known is None or offset >= known.least or offset % mmap.PAGESIZE:
+            return False
+        return monotonic() >= known.until or not known.before[0] <= offset <= known.before[1]
 
-    def _put(self, ino: InodeId, least: int) -> _Size:
-        known = self._sizes[ino] = _Size(least)
+    def _put(self, ino: InodeId, size: int) -> _Size:
+        known = self._sizes[ino] = _Size(size)
         if len(self._sizes) > _FILES_MAX:
             self._sizes.popitem(last=False)
         return known

@@ -128,7 +128,8 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         stand_in = self._stand_ins.get(number)
         return number if stand_in is None else stand_in.ino
 
-    def _entry(self, inode: Inode) -> EntryAttributes:
+    def _entry(self, inode: Inode, asked: float | None = None) -> EntryAttributes:
+        """What the kernel is told, which asked for it then, or just now."""
         ttl_s = self._vfs.attr_cache_s
         entry = EntryAttributes()
         entry.st_ino = KERNEL_ROOT if inode.ino == self._vfs.root else inode.ino
@@ -148,7 +149,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
         if inode.is_file:
-            self._sizes.told(inode.ino, inode.size)
+            self._sizes.told(inode.ino, inode.size, asked)
         return entry
 
     # ---------------------------------------------------------------- looking
@@ -162,9 +163,11 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         if self._vfs.is_absent(self._ino(parent), name):
             self._vfs.profile.count("lookup")
             raise FUSEError(errno.ENOENT)
-        return self._entry(
-            await self._do("lookup", ctx.pid, self._lookup, self._ino(parent), name, _caller(ctx))
+        asked = time.monotonic()
+        inode = await self._do(
+            "lookup", ctx.pid, self._lookup, self._ino(parent), name, _caller(ctx)
         )
+        return self._entry(inode, asked)
 
     async def _lookup(self, parent: InodeId, name: bytes, caller: Caller) -> Inode:
         if name == b"..":
@@ -181,8 +184,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         if believed is not None:
             self._vfs.profile.count("getattr")
             return self._entry(believed)
+        asked = time.monotonic()
         function = _of_inode(self._vfs.getattr)
-        return self._entry(await self._do("getattr", ctx.pid, function, self._ino(inode)))
+        return self._entry(await self._do("getattr", ctx.pid, function, self._ino(inode)), asked)
 
     async def setattr(
         self,
@@ -268,17 +272,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._entry(
-            await self._do(
-                "link",
-                ctx.pid,
-                self._vfs.link,
-                self._ino(inode),
-                self._ino(new_parent),
-                new_name,
-                _caller(ctx),
-            )
-        )
+        asked = time.monotonic()
+        wanted = (self._ino(inode), self._ino(new_parent), new_name, _caller(ctx))
+        return self._entry(await self._do("link", ctx.pid, self._vfs.link, *wanted), asked)
 
     async def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         here = (self._ino(parent), name, _caller(ctx))
@@ -419,6 +415,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         await self._do("readdir", 0, self._readdir, fh, start_id, token)
 
     async def _readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        asked = time.monotonic()
         handle = self._vfs.directory(fh)
         for position, dots in enumerate((b".", b"..")):
             # The kernel takes no more of these two than that they are directories.
@@ -436,7 +433,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
                 inode = each.inode
                 if self._vfs.is_dirty(inode.ino):
                     inode = await self._vfs.getattr(inode.ino)
-                entry = self._entry(inode)
+                entry = self._entry(inode, asked)
                 if not pyfuse3.readdir_reply(token, each.name, entry, position + _DOTS):
                     return
 

@@ -65,6 +65,53 @@ def test_a_size_that_crosses_an_append_is_not_relied_on(clock: Clock, told: str)
     assert sizes.is_page(INO, 57_344)
 
 
+@pytest.mark.parametrize("believed", [4096, 8192], ids=["the least", "the last"])
+def test_an_append_that_has_begun_before_the_kernel_was_told_is_none_of_a_page(
+    clock: Clock, believed: int
+) -> None:
+    """It stands where the kernel believed the end to be; another mount has written there since."""
+    sizes = KernelSizes()
+    sizes.told(INO, 4096)
+    sizes.told(INO, 8192)
+    clock.sleep(10)
+    sizes.told(INO, 50_000)
+    append(sizes, believed, 4096)
+    append(sizes, believed + 4096, 4096)
+
+
+def test_what_does_not_begin_as_pages_do_is_an_append(clock: Clock) -> None:
+    sizes = KernelSizes()
+    sizes.told(INO, 500)
+    clock.sleep(CALM_S)
+    sizes.told(INO, 50_000)
+    clock.sleep(CALM_S)
+    assert not sizes.is_page(INO, 500)
+
+
+def test_pages_of_a_file_that_has_grown_are_pages(clock: Clock) -> None:
+    sizes = KernelSizes()
+    sizes.told(INO, 4096)
+    clock.sleep(CALM_S)
+    sizes.told(INO, 50_000)
+    assert [sizes.is_page(INO, offset) for offset in (0, 8192, 49_152)] == [True] * 3
+    assert not sizes.is_page(INO, 4096), "an append may be on its way"
+    clock.sleep(CALM_S)
+    assert sizes.is_page(INO, 4096)
+
+
+def test_an_answer_that_took_long_is_not_relied_on(clock: Clock) -> None:
+    """The kernel ignores it, where a write has ended since it asked."""
+    sizes = KernelSizes()
+    sizes.told(INO, 4096)
+    clock.sleep(10)
+    asked = clock.now
+    append(sizes, 4096, 4096)
+    clock.sleep(10)
+    sizes.told(INO, 50_000, asked)
+    clock.sleep(10)
+    append(sizes, 8192, 4096)
+
+
 def test_of_two_sizes_that_cross_each_other_the_smaller_counts(clock: Clock) -> None:
     sizes = KernelSizes()
     sizes.told(INO, 4096)
