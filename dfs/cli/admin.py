@@ -4,6 +4,7 @@ import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 import typer
 
 from dfs.cli import backups, checking, planning, render, rewriting, working
@@ -12,6 +13,7 @@ from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
 from dfs.cli.locating import AT_RISK, DEGRADED, HEALTHY, LOST, STYLES, describe_chunk, disk_state
 from dfs.cli.names import show
+from dfs.core.space import Space, divide
 
 if TYPE_CHECKING:
     from dfs.client import Client
@@ -111,6 +113,7 @@ def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[
         "capacity": status.capacity,
         "used": status.used,
         "free": status.free,
+        "space": msgspec.structs.asdict(_space(status)),
         "inodes": status.inodes,
         "live": status.live,
         "chunks": {
@@ -120,6 +123,7 @@ def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[
             "degraded": status.chunks_degraded,
             "at_risk": status.chunks_at_risk,
             "lost": status.chunks_lost,
+            "deleting": status.purge_queue,
         },
         "purge_queue": status.purge_queue,
         "jobs": [working.job_document(job) for job in jobs],
@@ -162,8 +166,20 @@ def status_command(json: Json = False) -> int:
     return run(body)
 
 
+def _space(status: "StatusReply") -> Space:
+    return divide(
+        status.capacity,
+        status.used,
+        status.free,
+        live=status.live,
+        length=status.length,
+        redundancy=status.redundancy,
+    )
+
+
 def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
     verdict = _verdict(status)
+    space = _space(status)
     live = render.human(status.live)
     purge = f", {status.purge_queue} being deleted" if status.purge_queue else ""
     lines = (
@@ -174,6 +190,11 @@ def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
             f"{render.human(status.capacity)}: {render.human(status.used)} used "
             f"({render.percent(status.used, status.capacity)}), "
             f"{render.human(status.free)} free",
+        ),
+        (
+            "Space",
+            f"{render.human(space.live)} live, {render.human(space.dead)} dead, "
+            f"{render.human(space.redundancy)} redundancy",
         ),
         ("Files", f"{status.inodes} inodes, {live} of content"),
         (

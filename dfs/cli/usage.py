@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from dfs.cli import render
@@ -13,6 +14,7 @@ from dfs.cli.failures import Failures
 from dfs.cli.names import document, remote_path, show
 from dfs.core.errors import DfsError
 from dfs.core.inode import Inode
+from dfs.core.space import divide
 
 if TYPE_CHECKING:
     from dfs.cli.walking import Node
@@ -166,18 +168,28 @@ def df(human: Human = False, json: Json = False) -> int:
     """Show the room on the cluster's disks, and what is stored there.
 
     Sizes are bytes on disks: a file under rep:3 takes three times its (compressed) size, under
-    ec:4+2 one and a half times.
+    ec:4+2 one and a half times. What is used is live (files refer to it), dead (deleted or
+    overwritten, and not yet taken away) or redundancy (copies and parity of both): about, since
+    compression differs.
     """
 
     async def body(client: "Client") -> int:
         stats = await client.meta.statfs()
-        used = stats.capacity - stats.free
+        space = divide(
+            stats.capacity,
+            stats.used,
+            stats.free,
+            live=stats.live,
+            length=stats.length,
+            redundancy=stats.redundancy,
+        )
         if json:
             render.emit_json(
                 {
                     "capacity": stats.capacity,
-                    "used": used,
+                    "used": stats.used,
                     "free": stats.free,
+                    "space": msgspec.structs.asdict(space),
                     "inodes": stats.inodes,
                     "chunks": stats.chunks,
                     "live": stats.live,
@@ -190,21 +202,27 @@ def df(human: Human = False, json: Json = False) -> int:
             return render.human(value) if human else str(-(-int(value) // 1024))
 
         first = "Size" if human else "1K-blocks"
-        titles = (first, "Used", "Avail", "Use%", "Files", "Stored", "Room")
+        titles = (
+            *(first, "Used", "Avail", "Use%", "Files", "Stored", "Room"),
+            *("Live", "Dead", "Redundancy"),
+        )
         row = (
             size(stats.capacity),
-            size(used),
+            size(stats.used),
             size(stats.free),
-            render.percent(used, stats.capacity),
+            render.percent(stats.used, stats.capacity),
             str(stats.inodes),
             size(stats.live),
             size(stats.free / max(stats.policy_expansion, 1.0)),
+            size(space.live),
+            size(space.dead),
+            size(space.redundancy),
         )
         render.print_table(titles, [row], numbers=frozenset(titles))
         if render.is_terminal():
             print(
                 "\nStored: bytes of files. Room: bytes of files that still fit, uncompressed, "
-                "under the policy of /."
+                "under the policy of /. Used is Live, Dead and Redundancy."
             )
         return 0
 

@@ -12,6 +12,7 @@
 - `chunk`       chunk, fragment and disk-location records
 - `redundancy`  (k, m) arithmetic: `rep:n` and `ec:k+m`
 - `policy`      storage classes
+- `space`       what the bytes on disks are for
 - `block`       blocks and records: compression, checksums (see FORMAT.md)
 - `erasure`     fragments of one block: encode and decode
 """

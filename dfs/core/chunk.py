@@ -65,6 +65,11 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
         return self.k + self.m
 
     @property
+    def redundancy(self) -> int:
+        """Raw bytes of its fragments beyond k, when all are there."""
+        return self.m * self.fragment_length
+
+    @property
     def fragment_length(self) -> int:
         """Raw bytes that each of its fragments stands for: a k-th of them, rounded up."""
         return -(-self.length // self.k)

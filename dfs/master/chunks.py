@@ -38,6 +38,7 @@ from dfs.master.commands import (
 )
 from dfs.master.keyspace import (
     CHUNK_BY_SESSION,
+    Counters,
     Reader,
     Writer,
     chunk_by_session_key,
@@ -151,8 +152,7 @@ def seal_abandoned(txn: Writer, command: SealAbandoned) -> None:
 
 def _seal(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: int) -> None:
     if chunk.live == 0:
-        _close(txn, chunk)
-        doom(txn, replace(_ended(chunk, length, lost), owner=0))
+        doom(txn, _close(txn, chunk, length, lost))
         return
     seal_before_use(txn, chunk, length, lost, time_ns)
 
@@ -161,14 +161,22 @@ def seal_before_use(
     txn: Writer, chunk: Chunk, length: int, lost: Iterable[int], time_ns: int
 ) -> None:
     """Seal an OPEN chunk, which has a live byte when the transaction ends."""
-    _close(txn, chunk)
     state = after(chunk.state, Event.SEAL)
     assert state is not None
-    of_chunks.settle(txn, replace(_ended(chunk, length, lost), state=state, owner=0), time_ns)
+    closed = _close(txn, chunk, length, lost)
+    of_chunks.settle(txn, replace(closed, state=state), time_ns)
 
 
-def _ended(chunk: Chunk, length: int, lost: Iterable[int]) -> Chunk:
-    """With its final length, and without the fragments that did not get that far."""
+def give_up(txn: Writer, chunk: Chunk) -> None:
+    """An OPEN chunk without a live byte will not be used."""
+    doom(txn, _close(txn, chunk, chunk.length))
+
+
+def _close(txn: Writer, chunk: Chunk, length: int, lost: Iterable[int] = ()) -> Chunk:
+    """An OPEN chunk leaves that state: it has its final length, and no owner.
+
+    The `lost` ones of its fragments did not get that far.
+    """
     gone = frozenset(lost)
     fragments = tuple(
         replace(fragment, state=FragmentState.LOST)
@@ -176,20 +184,20 @@ def _ended(chunk: Chunk, length: int, lost: Iterable[int]) -> Chunk:
         else fragment
         for fragment in chunk.fragments
     )
-    return replace(chunk, length=length, fragments=fragments)
-
-
-def give_up(txn: Writer, chunk: Chunk) -> None:
-    """An OPEN chunk without a live byte will not be used."""
-    _close(txn, chunk)
-    doom(txn, replace(chunk, owner=0))
-
-
-def _close(txn: Writer, chunk: Chunk) -> None:
-    """An OPEN chunk leaves that state."""
+    closed = replace(chunk, length=length, fragments=fragments, owner=0)
     txn.delete(chunk_by_session_key(chunk.owner, chunk.chunk))
-    counters = get_counters(txn)
+    counters = _resized(get_counters(txn), chunk, closed)
     put_counters(txn, replace(counters, chunks_open=counters.chunks_open - 1))
+    return closed
+
+
+def _resized(counters: Counters, before: Chunk, now: Chunk) -> Counters:
+    """The counters, when the length of a chunk has changed."""
+    return replace(
+        counters,
+        length=counters.length + now.length - before.length,
+        redundancy=counters.redundancy + now.redundancy - before.redundancy,
+    )
 
 
 def release_session(txn: Writer, session: SessionId, limit: int) -> int:
@@ -241,14 +249,14 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
         return
     if chunk is None or is_gone or chunk.live + change < 0:
         raise _broken(chunk_id)
-    put_counters(txn, replace(counters, live=counters.live + change))
-    live = chunk.live + change
+    now = replace(chunk, live=chunk.live + change)
     if chunk.state is ChunkState.OPEN:
-        put_chunk(txn, replace(chunk, live=live, length=max(chunk.length, end)))
-    elif live == 0:
-        doom(txn, replace(chunk, live=0))
+        now = replace(now, length=max(chunk.length, end))
+    put_counters(txn, replace(_resized(counters, chunk, now), live=counters.live + change))
+    if chunk.state is ChunkState.SEALED and now.live == 0:
+        doom(txn, now)
     else:
-        put_chunk(txn, replace(chunk, live=live))
+        put_chunk(txn, now)
 
 
 def doom(txn: Writer, chunk: Chunk) -> None:
@@ -269,7 +277,7 @@ def doom(txn: Writer, chunk: Chunk) -> None:
 def _forget(txn: Writer, chunk: Chunk) -> None:
     after(chunk.state, Event.DROP)
     txn.delete(chunk_key(chunk.chunk))
-    counters = get_counters(txn)
+    counters = _resized(get_counters(txn), chunk, replace(chunk, length=0))
     put_counters(
         txn,
         replace(counters, chunks=counters.chunks - 1, chunks_doomed=counters.chunks_doomed - 1),

@@ -153,6 +153,10 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Chunks in the wanting table."""
     stale: int = 0
     """Rows of the doomed table that are no fragment of a DOOMED chunk."""
+    length: int = 0
+    """Raw bytes that chunks hold, live and dead, those of DOOMED ones till they are deleted."""
+    redundancy: int = 0
+    """Raw bytes of the fragments that these have beyond k."""
 
 
 class SessionRecord(msgspec.Struct, array_like=True, frozen=True):

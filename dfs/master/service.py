@@ -430,6 +430,9 @@ class ClientService:
             chunks=counters.chunks,
             live=counters.live,
             policy_expansion=self._expansion(root.policy),
+            used=self._totals.used,
+            length=counters.length,
+            redundancy=counters.redundancy,
         )
 
     def _expansion(self, policy_id: PolicyId) -> float:

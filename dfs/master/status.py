@@ -135,6 +135,8 @@ class StatusService:
             purge_queue=counters.chunks_doomed,
             servers=servers,
             problems=(*self._notices(), *problems(servers, counts)),
+            length=counters.length,
+            redundancy=counters.redundancy,
         )
 
 

@@ -517,6 +517,12 @@ class FsStats(Message, frozen=True):
     """Raw bytes that files refer to."""
     policy_expansion: float = 1.0
     """Width / k of the root's policy, to turn disk bytes into file bytes."""
+    used: int = 0
+    """Bytes of fragments on all disks."""
+    length: int = 0
+    """Raw bytes that chunks hold, live and dead."""
+    redundancy: int = 0
+    """Raw bytes of their fragments beyond k."""
 
 
 class SyncBarrier(Message, frozen=True):
@@ -710,6 +716,10 @@ class StatusReply(Message, frozen=True):
     servers: tuple[ServerInfo, ...]
     problems: tuple[str, ...]
     """What is wrong, one sentence each; empty when healthy."""
+    length: int = 0
+    """Raw bytes that chunks hold, live and dead."""
+    redundancy: int = 0
+    """Raw bytes of their fragments beyond k."""
 
 
 # ------------------------------------------------------------------ jobs and membership

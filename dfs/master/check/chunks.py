@@ -30,6 +30,8 @@ def check_chunks(walk: Walk) -> Found:
         if chunk is not None:
             walk.last_chunk = number
             walk.seen["chunks"] += 1
+            walk.seen["length"] += chunk.length
+            walk.seen["redundancy"] += chunk.redundancy
             walk.seen[chunk.state.name] += 1
             yield from _live(chunk, live)
             yield from _owner(walk, chunk)

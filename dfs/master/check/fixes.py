@@ -187,6 +187,8 @@ class AdjustCounters(Fix, frozen=True, tag=32):
     wanting: int = 0
     stale: int = 0
     next_job: int = 0
+    length: int = 0
+    redundancy: int = 0
 
 
 AnyFix: TypeAlias = (

@@ -123,6 +123,8 @@ def check_counters(walk: Walk) -> Found:
         purging=seen["purging"],
         wanting=seen["wanting"],
         stale=seen["stale"],
+        length=seen["length"],
+        redundancy=seen["redundancy"],
     )
     if counters != expected:
         yield Problem(
@@ -136,6 +138,8 @@ def check_counters(walk: Walk) -> Found:
                 purging=expected.purging - counters.purging,
                 wanting=expected.wanting - counters.wanting,
                 stale=expected.stale - counters.stale,
+                length=expected.length - counters.length,
+                redundancy=expected.redundancy - counters.redundancy,
             ),
         )
     last_job = max((key_id(key) for key, _ in scan_prefix(walk.reader, keys.JOB)), default=0)

@@ -197,20 +197,10 @@ def rebuild_chunk(ctx: Context, fix: fixes.RebuildChunk) -> bool:
         return False
     length = max(offset + size for offset, size in rows)
     fragments = tuple(Fragment(index, disk) for index, disk in fix.fragments)
-    put_chunk(
-        txn,
-        Chunk(
-            number,
-            ChunkState.OPEN,
-            fix.k,
-            fix.m,
-            DEFAULT_POLICY,
-            0,
-            length,
-            sum(size for _, size in rows),
-            fragments,
-        ),
-    )
+    live = sum(size for _, size in rows)
+    state, policy = ChunkState.OPEN, DEFAULT_POLICY
+    chunk = Chunk(number, state, fix.k, fix.m, policy, 0, length, live, fragments)
+    put_chunk(txn, chunk)
     txn.put(keys.chunk_by_session_key(0, number), b"")
     for fragment in fragments:
         txn.put(keys.fragment_by_disk_key(fragment.disk, number), bytes((fragment.index,)))
@@ -223,6 +213,8 @@ def rebuild_chunk(ctx: Context, fix: fixes.RebuildChunk) -> bool:
             counters,
             chunks=counters.chunks + 1,
             chunks_open=counters.chunks_open + 1,
+            length=counters.length + length,
+            redundancy=counters.redundancy + chunk.redundancy,
             next_chunk=max(counters.next_chunk, number + 1),
         ),
     )

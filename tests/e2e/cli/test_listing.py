@@ -158,11 +158,16 @@ def test_du_counts_a_file_with_two_names_once(dfs: Dfs) -> None:
 
 def test_df(dfs: Dfs) -> None:
     titles, values = dfs("df").lines
-    assert titles.split() == ["1K-blocks", "Used", "Avail", "Use%", "Files", "Stored", "Room"]
-    assert len(values.split()) == 7
+    assert titles.split() == [
+        *("1K-blocks", "Used", "Avail", "Use%", "Files", "Stored", "Room"),
+        *("Live", "Dead", "Redundancy"),
+    ]
+    assert len(values.split()) == len(titles.split())
     document = dfs("df", "--json").json
-    assert document["capacity"] == document["used"] + document["free"]
     assert document["expansion"] == 3.0
+    space = document["space"]
+    assert space["live"] + space["dead"] + space["redundancy"] == document["used"]
+    assert sum(space.values()) == document["capacity"]
 
 
 def test_locate(dfs: Dfs, tree: str) -> None:
