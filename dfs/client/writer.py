@@ -192,7 +192,8 @@ class FileWriter:
             raise refuse(errno.EFBIG, f"{len(data)} bytes at {offset}")
         await self._make_room()
         self._take(offset, memoryview(data))
-        await self._drain()
+        if self._pending:
+            await self._drain()
         if self.held_bytes - self._buffered_bytes >= COMMIT_BYTES:
             self.start_commit()
 
@@ -230,6 +231,7 @@ class FileWriter:
             self._add(piece)
             self._buffered[block] = piece
             self._buffered_bytes += len(part)
+            grown = 0
         else:
             assert isinstance(piece.data, bytearray)
             before = len(piece.data)
@@ -237,10 +239,11 @@ class FileWriter:
             piece.data[skip : skip + len(part)] = part
             grown = len(piece.data) - before
             self._buffered_bytes += grown
-            self._hold(grown)
         self.overlay.set(at, at + len(part), piece, at - piece.start)
         if piece.end == (block + 1) * BLOCK_BYTES:
             self._release(block)
+        # Last: with too much held a commit begins, which takes what is buffered.
+        self._hold(grown)
 
     def _release(self, block: int) -> None:
         """A buffered piece grows no more."""
@@ -281,10 +284,9 @@ class FileWriter:
     async def _drain(self, *, sync: bool = False) -> None:
         """Submit what is pending, in order. Cancelled, the rest stays pending.
 
-        With `sync`, the last of it to be acknowledged when it is on the disks.
+        What another task is submitting is waited for: it may be anybody's bytes, and has no ticket
+        yet. With `sync`, the last of it to be acknowledged when it is on the disks.
         """
-        if not self._pending:
-            return
         async with self._submitting:
             while self._pending:
                 group: list[Piece] = []
