@@ -22,7 +22,7 @@ from dfs.client.barrier import Barrier
 from dfs.client.master_link import MasterLink
 from dfs.client.retry import OnUnavailable, Patience
 from dfs.client.session import Session
-from dfs.core.errors import DfsError, from_wire
+from dfs.core.errors import DfsError, SessionError, from_wire
 from dfs.core.ids import InodeId
 from dfs.wire import messages as m
 
@@ -89,6 +89,10 @@ class WriteBehind:
         self._log: deque[Change] = deque()
         self._logged = 0
         self._told = 0
+        self._sending = False
+        """A batch is on its way, whose outcome is not known."""
+        self._lost_behind = 0
+        """Changes behind that batch that will not be told: they count as told when it does."""
         self._about: dict[InodeId, int] = {}
         """How far the log has to be told before the master knows all about an inode."""
         self._creates: dict[InodeId, Change] = {}
@@ -182,9 +186,9 @@ class WriteBehind:
             self._append(Change(op, cred, (ino,), answer))
             upto = self._logged
         await self._wait(upto)
-        if answer.error is not None:
-            raise from_wire(answer.error.to_wire())
-        assert answer.result is not None
+        if answer.result is None:
+            error = answer.error or SessionError("the client is closed")
+            raise from_wire(error.to_wire())
         return answer.result
 
     def check(self, ino: InodeId) -> None:
@@ -231,6 +235,7 @@ class WriteBehind:
 
     async def _send(self) -> None:
         batch, session_id = self._take(), self.session_id
+        self._sending = True
         cred, ops = batch[0].cred, tuple(change.op for change in batch)
 
         def make(session: int, sequence: int) -> m.Message:
@@ -254,7 +259,9 @@ class WriteBehind:
                 elif result.error is not None:
                     self._lose(change, from_wire(result.error))
         finally:
-            self._tell(len(batch))
+            self._sending = False
+            behind, self._lost_behind = self._lost_behind, 0
+            self._tell(len(batch) + behind)
 
     def _tell(self, count: int) -> None:
         with self.lock:
@@ -275,7 +282,10 @@ class WriteBehind:
         self.session_id = 0
         for change in lost:
             self._lose(change, error)
-        self._tell(len(lost))
+        if self._sending:
+            self._lost_behind += len(lost)
+        else:
+            self._tell(len(lost))
         self._on_lost()
         # For those who want to change what is logged to be asked once more.
         self.hurry()
