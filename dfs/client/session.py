@@ -7,6 +7,7 @@ older still waits for its answer.
 """
 
 import logging
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import trio
 
 from dfs.client.master_link import CALL_TIMEOUT_S, MasterLink
 from dfs.client.retry import Patience, worth_retrying
-from dfs.core.errors import DfsError, SessionError
+from dfs.core.errors import DfsError, SessionError, UnavailableError, from_wire
 from dfs.core.ids import SessionId
 from dfs.wire.messages import (
     WINDOW,
@@ -49,10 +50,13 @@ class _Lease:
         self._in_flight: OrderedDict[int, None] = OrderedDict()
         self._room = trio.lowlevel.ParkingLot()
 
-    async def take(self) -> int:
-        """The next number, as soon as the window has room for it."""
-        while self._in_flight and self._next - next(iter(self._in_flight)) >= WINDOW:
-            await self._room.park()
+    async def take(self, deadline: float = math.inf) -> int:
+        """The next number, as soon as the window has room for it. Raises UnavailableError."""
+        with trio.CancelScope(deadline=deadline) as scope:
+            while self._in_flight and self._next - next(iter(self._in_flight)) >= WINDOW:
+                await self._room.park()
+        if scope.cancelled_caught:
+            raise UnavailableError("the master has not answered changes that were sent before")
         sequence = self._next
         self._next += 1
         self._in_flight[sequence] = None
@@ -66,6 +70,14 @@ class _Lease:
             self._room.unpark_all()
 
 
+class _Opening:
+    """An attempt to open a session. Who wants one while it is under way waits for the same."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: DfsError | None = None
+
+
 class Session:
     """Sends changes under the current session. Owned by the client, which runs `keep`."""
 
@@ -74,7 +86,9 @@ class Session:
         self._client = client
         self._rng = rng
         self._lease: _Lease | None = None
-        self._opening = trio.Lock()
+        self._opening: _Opening | None = None
+        self._request: OpenSession | None = None
+        """For the next session, again and again until it is there."""
         self._replacing = False
         """A session has expired, and none has been opened since."""
         self.closed = False
@@ -100,10 +114,12 @@ class Session:
         once: bool = False,
         timeout_s: float = CALL_TIMEOUT_S,
         patience: Patience | None = None,
+        session: SessionId = 0,
     ) -> tuple[R, SessionId]:
         """Send `make(session, sequence)` until it has its one answer; also the session it got.
 
-        `timeout_s` is for one attempt; `patience` for all of them, by default the client's.
+        `timeout_s` is for one attempt; `patience` for all of them, by default the client's. Where
+        `session` is given, it is for that one only, and nothing is sent under another.
 
         When the session has expired, the request is made anew under the next one, unless
         `redo` is False: for requests about things that died with the session. (A request
@@ -112,13 +128,17 @@ class Session:
         whether the request took effect.
 
         Raises:
-            SessionError: the session has expired, and `redo` is False.
+            SessionError: the session has expired, and `redo` is False, or it is not `session`.
             DfsError: the master's refusal, or UnavailableError when it took too long.
         """
         patience = patience or self._link.patience()
         while True:
             lease = await self._current(patience)
-            sequence = await lease.take()
+            if session not in (0, lease.session):
+                raise SessionError(f"session {session} is over")
+            sequence = await lease.take(
+                max(patience.deadline, trio.current_time() + CALL_TIMEOUT_S)
+            )
             try:
                 reply = await self._repeat(
                     make(lease.session, sequence),
@@ -129,7 +149,7 @@ class Session:
                 )
                 return reply, lease.session
             except SessionError as error:
-                await self._expired(lease, error)
+                await self._expired(lease, error, patience)
                 if not redo:
                     raise
                 await patience.pause(error)
@@ -168,25 +188,48 @@ class Session:
                 log.debug("session %d is left to expire: %s", self._lease.session, error)
 
     async def _current(self, patience: Patience | None = None) -> _Lease:
-        if self._lease is not None:
-            return self._lease
-        async with self._opening:
-            if self._lease is None:
-                if self.closed:
-                    raise SessionError("the client is closed")
-                request = OpenSession(self._client, self._rng.getrandbits(63))
-                opened = await self._repeat(
-                    request, SessionOpened, patience or self._link.patience()
-                )
-                self._lease = _Lease(opened)
-                self._opened.set()
-                if self._replacing:
-                    self._replacing = False
-                    for callback in self.on_replaced:
-                        callback()
-            return self._lease
+        """The session there is, or a new one, within the caller's own patience."""
+        while (lease := self._lease) is None:
+            patience = patience or self._link.patience()
+            error = await self._open_once()
+            if error is not None:
+                if not worth_retrying(error):
+                    raise error
+                await patience.pause(error)
+        return lease
 
-    async def _expired(self, lease: _Lease, error: SessionError) -> None:
+    async def _open_once(self) -> DfsError | None:
+        """Try once to open a session; why it could not be opened."""
+        opening = self._opening
+        if opening is not None:
+            await opening.done.wait()
+            return from_wire(opening.error.to_wire()) if opening.error else None
+        if self.closed:
+            return SessionError("the client is closed")
+        if self._request is None:
+            self._request = OpenSession(self._client, self._rng.getrandbits(63))
+        opening = self._opening = _Opening()
+        try:
+            opened = await self._link.call_once(self._request, SessionOpened)
+        except DfsError as error:
+            opening.error = error
+            return error
+        finally:
+            self._opening = None
+            opening.done.set()
+        # No await from here on: who waited finds the session, and what it held taken up again.
+        self._request = None
+        self._lease = _Lease(opened)
+        self._opened.set()
+        if self._replacing:
+            self._replacing = False
+            for callback in self.on_replaced:
+                callback()
+        return None
+
+    async def _expired(
+        self, lease: _Lease, error: SessionError, patience: Patience | None = None
+    ) -> None:
         """Give up a session that the master no longer knows, and open the next one."""
         if self._lease is not lease or self.closed:
             return
@@ -195,7 +238,7 @@ class Session:
         self._opened = trio.Event()
         # Whoever opens the next one, now or after a failure, makes it known as a replacement.
         self._replacing = True
-        await self._current()
+        await self._current(patience)
 
     async def _repeat(
         self,

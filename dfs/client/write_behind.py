@@ -243,7 +243,11 @@ class WriteBehind:
 
         try:
             applied, _ = await self._session.change(
-                make, m.Applied, redo=False, patience=Patience(_NO_LIMIT, self._link.rng)
+                make,
+                m.Applied,
+                redo=False,
+                patience=Patience(_NO_LIMIT, self._link.rng),
+                session=session_id,
             )
         except DfsError as error:
             # The session is over, or the master does not take any of it.
