@@ -64,12 +64,17 @@ class _Listener:
 
 
 class _Wait:
-    """For a directory that was recalled."""
+    """For a directory that was recalled from a session."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, session: SessionId, now: float) -> None:
+        self.session = session
         self.begun = now
         self.connected_at = now
         """When its holder was last seen to be connected."""
+        self.waiting = 0
+        """How many wait."""
+        self.left_at = now
+        """When the last of them gave up."""
 
 
 class Recalls:
@@ -230,11 +235,46 @@ class Recalls:
             if session is not None:
                 await self._recall(ino, session)
 
-    async def _recall(self, ino: InodeId, session: SessionId) -> None:
+    def _wait_for(self, ino: InodeId, session: SessionId) -> _Wait:
+        """Who gave up and comes again goes on waiting, but not from when nobody was waiting.
+
+        The holder is asked while somebody waits; what it was told before may not have arrived.
+        """
+        now = self._clock()
         wait = self._waits.get(ino)
-        if wait is None:
-            wait = self._waits[ino] = _Wait(self._clock())
-            self._cool(ino)
+        if wait is not None and wait.session == session:
+            unasked_s = 0.0 if wait.waiting else now - wait.left_at
+            if unasked_s < ANSWERS_S:
+                wait.begun += unasked_s
+                wait.connected_at += unasked_s
+                return wait
+        self._cool(ino)
+        wait = self._waits[ino] = _Wait(session, now)
+        return wait
+
+    async def _recall(self, ino: InodeId, session: SessionId) -> None:
+        wait = self._wait_for(ino, session)
+        wait.waiting += 1
+        try:
+            await self._returned_or_late(ino, wait)
+        finally:
+            wait.waiting -= 1
+            wait.left_at = self._clock()
+        if self._holder(ino) != session:
+            return
+        log.warning(
+            "session %d has not given directory %d back for %.1f s: it is taken from it; what the "
+            "client did there and had not yet told is lost to it",
+            session,
+            ino,
+            self._clock() - wait.begun,
+        )
+        self._journal.append(RevokeDelegation(time_ns=self._now_ns(), ino=ino, session=session))
+        self._holder(ino)
+
+    async def _returned_or_late(self, ino: InodeId, wait: _Wait) -> None:
+        """Return when the directory is not its holder's any more, or should not be."""
+        session = wait.session
         while True:
             listener = self._listeners.setdefault(session, _Listener())
             if ino not in listener.wanted:
@@ -250,16 +290,7 @@ class Recalls:
             if listener.connected or now < self._started + STARTING_S:
                 wait.connected_at = now
             if now - wait.connected_at >= GONE_S or now - wait.begun >= ANSWERS_S:
-                break
-        log.warning(
-            "session %d has not given directory %d back for %.1f s: it is taken from it; what the "
-            "client did there and had not yet told is lost to it",
-            session,
-            ino,
-            now - wait.begun,
-        )
-        self._journal.append(RevokeDelegation(time_ns=self._now_ns(), ino=ino, session=session))
-        self._holder(ino)
+                return
 
     def _cool(self, ino: InodeId) -> None:
         now = self._clock()
