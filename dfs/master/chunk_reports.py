@@ -13,7 +13,7 @@ was given up for DOWN. `plan` compares one stretch of such a list with the store
     the disk lacks it, the master has it as GOOD          LOST
 
 The list is as old as the moment the disk was read, so it is no evidence against a chunk that was
-made, sealed or given another fragment since the master asked for it: `ReportBook` keeps track of
+made, sealed or given another fragment since the master asked for it: `report_book` keeps track of
 that.
 """
 
@@ -33,13 +33,11 @@ from dfs.master.keyspace import (
     fragment_by_disk_key,
     fragment_by_disk_place,
     get_chunk,
+    get_chunks,
     scan_prefix,
     u64,
 )
 from dfs.wire.messages import HeldFragment
-
-ASK_AGAIN_S: Final = 60.0
-"""How long a disk may be silent after it was asked for a report, until it is asked again."""
 
 END: Final = (1 << 64) - 1
 """Past every chunk."""
@@ -123,12 +121,9 @@ def plan(
         listed.pop()
         upto = listed[-1]
     findings = _Findings(disk)
-    held_ids = set()
-    for held in stretch.held:
-        if held.chunk > upto:
-            break
-        held_ids.add(held.chunk)
-        chunk = get_chunk(reader, held.chunk)
+    there = [held for held in stretch.held if held.chunk <= upto]
+    held_ids = [held.chunk for held in there]
+    for held, chunk in zip(there, get_chunks(reader, held_ids), strict=True):
         young = held.chunk >= horizon or held.chunk in spared
         if chunk is None:
             if held.chunk < next_chunk:
@@ -139,10 +134,9 @@ def plan(
             findings.unlisted(chunk, held, alive)
         elif chunk.state is ChunkState.SEALED:
             findings.listed(chunk, fragment, held, young, held.chunk in spared)
-    for number in listed:
-        if number in held_ids or number >= horizon or number in spared:
-            continue
-        chunk = get_chunk(reader, number)
+    lacking = set(listed).difference(held_ids)
+    judged = sorted(n for n in lacking if n < horizon and n not in spared)
+    for chunk in get_chunks(reader, judged):
         if chunk is not None and chunk.state is ChunkState.SEALED:
             findings.lacking(chunk)
     return findings.plan(upto)
@@ -219,69 +213,3 @@ def needed(reader: Reader, chunks: Iterable[ChunkId]) -> set[ChunkId]:
         if next(scan_prefix(reader, EXTENT_BY_CHUNK + u64(chunk)), None) is not None
         and ((record := get_chunk(reader, chunk)) is None or record.state is ChunkState.DOOMED)
     }
-
-
-class _Asked:
-    __slots__ = ("active_at", "horizon", "not_before")
-
-    def __init__(self, horizon: ChunkId, not_before: float) -> None:
-        self.horizon = horizon
-        self.not_before = not_before
-        self.active_at: float | None = None
-
-
-class ReportBook:
-    """Which disks owe a report, and which chunks their lists are too old to judge."""
-
-    def __init__(self) -> None:
-        self._asked: dict[DiskId, _Asked] = {}
-        self._changed: set[ChunkId] = set()
-        """Sealed, marked or given another fragment since the oldest report was asked for."""
-
-    def __repr__(self) -> str:
-        return f"<ReportBook {len(self._asked)} disks owe a report>"
-
-    def want(
-        self, disks: Iterable[DiskId], next_chunk: ChunkId, *, not_before: float = 0.0
-    ) -> None:
-        """These disks shall report, from `not_before` on. The first of several wishes counts."""
-        for disk in disks:
-            self._asked.setdefault(disk, _Asked(next_chunk, not_before))
-
-    def to_ask(self, disks: Iterable[DiskId], now: float) -> tuple[DiskId, ...]:
-        """Those of `disks` that shall be asked (again) now."""
-        due = []
-        for disk in disks:
-            asked = self._asked.get(disk)
-            if asked is None or now < asked.not_before:
-                continue
-            if asked.active_at is None or now - asked.active_at >= ASK_AGAIN_S:
-                asked.active_at = now
-                due.append(disk)
-        return tuple(due)
-
-    def note_changed(self, chunk: ChunkId) -> None:
-        """Call it with every seal, new fragment and mark that is not a report's."""
-        if self._asked:
-            self._changed.add(chunk)
-
-    def horizon(self, disk: DiskId, now: float) -> ChunkId:
-        """A page of this disk arrived: chunks from here on are younger than its list.
-
-        0 for a disk that was not asked: its list is evidence against nothing.
-        """
-        asked = self._asked.get(disk)
-        if asked is None:
-            return 0
-        asked.active_at = now
-        return asked.horizon
-
-    @property
-    def spared(self) -> Collection[ChunkId]:
-        return self._changed
-
-    def finished(self, disk: DiskId) -> None:
-        """Its list is complete; or it went away, and has to be asked anew when it returns."""
-        self._asked.pop(disk, None)
-        if not self._asked:
-            self._changed.clear()

@@ -26,7 +26,6 @@ from dfs.master import membership, sessions
 from dfs.master.backup.holding import Holding
 from dfs.master.backup.service import BackupService
 from dfs.master.check.service import CheckService
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.claims import Claims
 from dfs.master.commands import Format, StartMaster
 from dfs.master.health import Health
@@ -49,11 +48,11 @@ from dfs.master.jobs.scrub import Scrub
 from dfs.master.jobs.seal import SealJob
 from dfs.master.jobs.watch import WatchServers
 from dfs.master.journal import LocalJournal
-from dfs.master.keyspace import get_counters
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Timing
 from dfs.master.metrics import MasterMetrics
 from dfs.master.recalls import Recalls
+from dfs.master.report_book import ReportBook
 from dfs.master.server_service import ServerService
 from dfs.master.service import ClientService
 from dfs.master.snapshots import Snapshots
@@ -143,12 +142,10 @@ class Master:
         self.liveness.load(membership.all_servers(store), membership.all_disks(store))
         leases = Leases(lease_s, clock)
         leases.grant(record.session for record in sessions.all_sessions(store))
-        health = Health(store, self.liveness.presumed_alive)
+        health = Health(store, self.liveness.away)
         # What a report found just before the last master ended may not have been noted.
         reports = ReportBook()
-        reports.want(
-            (disk.disk for disk in membership.all_disks(store)), get_counters(store).next_chunk
-        )
+        reports.want(disk.disk for disk in membership.all_disks(store))
 
         claims = Claims()
         context = JobContext(

@@ -1,10 +1,12 @@
-"""How many chunks are healthy, degraded, at risk or lost: counted in the background, in slices.
+"""How many chunks are healthy, degraded, at risk or lost.
 
-A count walks the chunk table. It never holds the event loop for longer than a slice, and on a
-big cluster it takes its time; `Health.counts` is the last full count.
+Only chunks that may lack something are looked at, whatever the size of the cluster: those in the
+wanting table, the OPEN ones, and those on disks that cannot be read now. All others are healthy. A
+count never holds the event loop for longer than a slice, and takes its time where much is away;
+`Health.counts` is the last full count.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from itertools import islice
 from typing import Final
 
@@ -12,13 +14,25 @@ import msgspec
 
 from dfs.core.chunk import Chunk, ChunkState, FragmentState
 from dfs.core.ids import ChunkId, DiskId
-from dfs.master.keyspace import CHUNK, Reader, chunk_key, decode_chunk, prefix_end
+from dfs.master.fragments import is_whole
+from dfs.master.keyspace import (
+    CHUNK_BY_SESSION,
+    FRAGMENT_BY_DISK,
+    WANTING,
+    Reader,
+    get_chunks,
+    get_counters,
+    key_id,
+    scan_prefix,
+    second_id,
+    u64,
+)
 
 SLICE_CHUNKS: Final = 256
-"""Chunks looked at in one go: about a millisecond."""
+"""Chunks looked at in one go: a millisecond or two."""
 
-PROMPT_CHUNKS: Final = 50_000
-"""Up to so many chunks, a count is quick enough to be made when somebody asks."""
+PROMPT_CHUNKS: Final = 4096
+"""As long as no more have to be looked at, a count is made when somebody asks."""
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -42,47 +56,92 @@ def available(chunk: Chunk, alive: Callable[[DiskId], bool]) -> int:
 
 
 class _Tally:
-    __slots__ = ("at_risk", "degraded", "healthy", "lost")
+    """Of chunks that are not healthy."""
+
+    __slots__ = ("at_risk", "degraded", "empty", "lost")
 
     def __init__(self) -> None:
-        self.healthy = self.degraded = self.at_risk = self.lost = 0
+        self.degraded = self.at_risk = self.lost = 0
+        self.empty = 0
+        """Unreadable, and nothing is in them."""
 
     def add(self, chunk: Chunk, alive: Callable[[DiskId], bool]) -> None:
-        if chunk.state is ChunkState.DOOMED:
-            return
         left = available(chunk, alive)
-        if left >= chunk.k + chunk.m:
-            self.healthy += 1
-        elif left > chunk.k:
+        if left >= chunk.width:
+            return
+        if left > chunk.k:
             self.degraded += 1
         elif left == chunk.k:
             self.at_risk += 1
         elif chunk.length:
             self.lost += 1
+        else:
+            self.empty += 1
 
-    def counts(self) -> Counts:
-        return Counts(self.healthy, self.degraded, self.at_risk, self.lost)
+    def counts(self, chunks: int) -> Counts:
+        """`chunks`: all that are not DOOMED. What changed during the count may be in it twice."""
+        bad = self.degraded + self.at_risk + self.lost + self.empty
+        return Counts(max(0, chunks - bad), self.degraded, self.at_risk, self.lost)
 
 
 class Health:
     """The last count, and how to make the next one."""
 
-    def __init__(self, reader: Reader, alive: Callable[[DiskId], bool]) -> None:
+    def __init__(self, reader: Reader, away: Callable[[], Collection[DiskId]]) -> None:
+        """`away`: the disks that cannot be read now."""
         self._reader = reader
-        self._alive = alive
+        self._away = away
         self.counts = Counts()
+        self.looked_at = 0
+        """Chunks that the last count had to look at, whether or not it came to its end."""
 
-    async def count(self, pause: Callable[[], Awaitable[None]]) -> Counts:
-        """Walk all chunks; `pause` is awaited between slices."""
+    async def count(self, pause: Callable[[], Awaitable[None]], *, most: int | None = None) -> bool:
+        """Count; `pause` is awaited between slices.
+
+        False: it gave up, since more than `most` chunks would have to be looked at.
+        """
+        away = frozenset(self._away())
         tally = _Tally()
-        after: ChunkId = 0
+        self.looked_at = 0
+        for prefix, id_of, counts_here in _sources(away):
+            for keys in self._slices(prefix):
+                for chunk in get_chunks(self._reader, map(id_of, keys)):
+                    if chunk is not None and counts_here(chunk):
+                        tally.add(chunk, lambda disk: disk not in away)
+                self.looked_at += len(keys)
+                if most is not None and self.looked_at > most:
+                    return False
+                await pause()
+        counters = get_counters(self._reader)
+        self.counts = tally.counts(counters.chunks - counters.chunks_doomed)
+        return True
+
+    def _slices(self, prefix: bytes) -> Iterator[list[bytes]]:
+        """The keys that begin with `prefix`. Between two slices the store may change."""
+        after = b""
         while True:
-            rows = self._reader.scan(chunk_key(after + 1), prefix_end(CHUNK))
-            chunks = [decode_chunk(value) for _, value in islice(rows, SLICE_CHUNKS)]
-            for chunk in chunks:
-                tally.add(chunk, self._alive)
-            await pause()
-            if len(chunks) < SLICE_CHUNKS:
-                self.counts = tally.counts()
-                return self.counts
-            after = chunks[-1].chunk
+            rows = scan_prefix(self._reader, prefix, after=after)
+            keys = [key for key, _ in islice(rows, SLICE_CHUNKS)]
+            if keys:
+                yield keys
+            if len(keys) < SLICE_CHUNKS:
+                return
+            after = keys[-1]
+
+
+_Source = tuple[bytes, Callable[[bytes], ChunkId], Callable[[Chunk], bool]]
+
+
+def _sources(away: Collection[DiskId]) -> Iterator[_Source]:
+    """Where chunks that may lack something are listed: a prefix, the chunk of a key, and which
+    chunks are counted there. No chunk is counted at two places."""
+    yield WANTING, key_id, lambda _: True
+    yield CHUNK_BY_SESSION, second_id, lambda chunk: chunk.state is ChunkState.OPEN
+    for disk in sorted(away):
+
+        def first_here(chunk: Chunk, disk: DiskId = disk) -> bool:
+            if chunk.state is not ChunkState.SEALED or not is_whole(chunk):
+                return False
+            return disk == min(good.disk for good in chunk.good if good.disk in away)
+
+        yield FRAGMENT_BY_DISK + u64(disk), second_id, first_here

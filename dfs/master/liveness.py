@@ -141,14 +141,18 @@ class Liveness:
         entry = self._servers.get(server.server)
         if entry is None:
             entry = self._servers[server.server] = _Server(server)
-        entry.record = server
+        known = (known.record for known in entry.disks.values())
+        # Most often it has only started anew: a thousand do, when the master has.
+        same = entry.record == server and set(disks) <= set(known)
         entry.ignored = frozenset(r.uuid for r in reports) - {disk.uuid for disk in disks}
-        for disk in disks:
-            self._place_disk(entry, disk)
-        for known in entry.disks.values():
-            known.location = self._locate(known.record, entry)
-            known.report = None
-        self._moved()
+        if not same:
+            entry.record = server
+            for disk in disks:
+                self._place_disk(entry, disk)
+            for each in entry.disks.values():
+                each.location = self._locate(each.record, entry)
+                each.report = None
+            self._moved()
         self._hear(entry, reports)
 
     def heartbeat(self, server: ServerId, reports: Iterable[DiskReport]) -> bool:
@@ -413,6 +417,10 @@ class Liveness:
         server = self._servers[entry.record.server]
         early = self._clock() - self._started < self._timing.suspect_after_s
         return early and server.heard_at is None
+
+    def away(self) -> list[DiskId]:
+        """All disks that are not presumed alive."""
+        return [disk for disk in self._disks if not self.presumed_alive(disk)]
 
     def totals(self) -> Totals:
         alive = [

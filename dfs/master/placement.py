@@ -28,6 +28,9 @@ from dfs.core.redundancy import Redundancy
 NAMED_MAX: Final = 6
 """Disks or servers that an error names at most; the rest are counted."""
 
+CHARGED_SHARE: Final = 256
+"""Bytes that are about to be written count once they are this part of a disk's free ones."""
+
 LOCAL_FREE_RATIO: Final = 0.5
 """The client's host is preferred while its free share is this part of the cluster's, or more."""
 
@@ -60,7 +63,7 @@ class Placement(msgspec.Struct, frozen=True):
 class SumTree:
     """Weights of n slots with their sum, drawn from in proportion; set and find are O(log n)."""
 
-    __slots__ = ("_size", "_sums")
+    __slots__ = ("_size", "sums")
 
     def __init__(self, weights: Sequence[int]) -> None:
         size = 1
@@ -71,33 +74,38 @@ class SumTree:
         for node in range(size - 1, 0, -1):
             sums[node] = sums[2 * node] + sums[2 * node + 1]
         self._size = size
-        self._sums = sums
+        self.sums = sums
+        """sums[1] is the total; read here by those for whom a call costs too much."""
 
     @property
     def total(self) -> int:
-        return self._sums[1]
+        return self.sums[1]
 
     def get(self, slot: int) -> int:
-        return self._sums[self._size + slot]
+        return self.sums[self._size + slot]
 
-    def set(self, slot: int, weight: int) -> None:
-        sums = self._sums
+    def set(self, slot: int, weight: int) -> int:
+        """The weight that it replaces."""
+        sums = self.sums
         node = self._size + slot
-        change = weight - sums[node]
+        old = sums[node]
+        change = weight - old
         while node:
             sums[node] += change
-            node //= 2
+            node >>= 1
+        return old
 
     def find(self, point: int) -> int:
         """The slot that holds `point` of the line of all weights, 0 <= point < total."""
-        sums = self._sums
+        sums, size = self.sums, self._size
         node = 1
-        while node < self._size:
-            node *= 2
-            if point >= sums[node]:
-                point -= sums[node]
+        while node < size:
+            node <<= 1
+            left = sums[node]
+            if point >= left:
+                point -= left
                 node += 1
-        return node - self._size
+        return node - size
 
 
 class _Domain:
@@ -196,8 +204,8 @@ class _Draw:
     def _set(self, domain: _Domain, weight: int) -> None:
         parent = domain.parent
         assert parent is not None
-        self._hidden.append((parent.tree, domain.slot, parent.tree.get(domain.slot)))
-        parent.tree.set(domain.slot, weight)
+        tree, slot = parent.tree, domain.slot
+        self._hidden.append((tree, slot, tree.set(slot, weight)))
 
     def avoid(self, disks: Iterable[DiskId]) -> None:
         for disk in disks:
@@ -213,7 +221,7 @@ class _Draw:
         """Draw one more disk. False when no domain has room for another fragment."""
         domain = self._hierarchy.root
         while domain.children:
-            if domain.tree.total == 0 and not self._next_round(domain):
+            if not domain.tree.sums[1] and not self._next_round(domain):
                 return False
             domain = self._emptier_of_two(domain)
         self.take(domain)
@@ -221,7 +229,8 @@ class _Draw:
 
     def take(self, leaf: _Domain) -> None:
         """Give the next fragment to this disk; its domains sit out the rest of their round."""
-        self._set(leaf, 0)
+        if self._share_servers:
+            self._set(leaf, 0)
         self.disks.append(leaf.disk)
         domain = leaf.parent
         while domain is not None and domain.parent is not None:
@@ -254,9 +263,10 @@ class _Draw:
         return domain.tree.total + sum(self._remaining(child) for child in waiting)
 
     def _emptier_of_two(self, domain: _Domain) -> _Domain:
-        tree, children = domain.tree, domain.children
-        first = tree.find(int(self._random.random() * tree.total))
-        second = tree.find(int(self._random.random() * tree.total))
+        tree, children, random = domain.tree, domain.children, self._random.random
+        total = tree.sums[1]
+        first = tree.find(int(random() * total))
+        second = tree.find(int(random() * total))
         if first == second:
             return children[first]
         one = tree.get(first) * children[second].capacity
@@ -277,6 +287,8 @@ class PlacementMap:
         self._by_host: dict[str, list[DiskId]] = {}
         self._capacity = 1
         self._weight = 0
+        self._charged: dict[DiskId, int] = {}
+        """Bytes counted against a disk that its weight does not show yet: too few to matter."""
         for view in self._views.values():
             servers[view.server] = None
             self._by_host.setdefault(view.host, []).append(view.disk)
@@ -290,6 +302,7 @@ class PlacementMap:
 
     def update(self, disk: DiskId, state: DiskState, capacity: int, free: int) -> None:
         """A disk filled up, emptied, or changed state. Small changes are let go (1 in 64)."""
+        self._charged.pop(disk, None)
         old = self._views[disk]
         if (
             old.state is state
@@ -304,8 +317,13 @@ class PlacementMap:
         """Count bytes that will be written soon, until the next heartbeat tells the truth."""
         for disk in disks:
             old = self._views[disk]
+            charged = self._charged.get(disk, 0) + length_bytes
+            if charged * CHARGED_SHARE <= old.free:
+                self._charged[disk] = charged
+                continue
+            self._charged.pop(disk, None)
             # Never down to 0: whether a disk is full is for the disk to say.
-            free = max(min(old.free, 1), old.free - length_bytes)
+            free = max(min(old.free, 1), old.free - charged)
             self._set_view(old, msgspec.structs.replace(old, free=free))
 
     def _set_view(self, old: DiskView, new: DiskView) -> None:

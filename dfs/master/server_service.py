@@ -4,14 +4,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import trio
-
 from dfs.core.chunk import DiskState
 from dfs.core.errors import BusyError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
 from dfs.master import chunk_reports
 from dfs.master.backup.holding import Holding
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.claims import Claims
 from dfs.master.commands import (
     DiskIdentity,
@@ -31,6 +28,8 @@ from dfs.master.keyspace import (
     server_by_uuid_key,
 )
 from dfs.master.liveness import Liveness
+from dfs.master.pace import Pace
+from dfs.master.report_book import ReportBook
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer
 
@@ -40,6 +39,8 @@ STRETCH_FRAGMENTS: Final = 200
 """Fragments of a report compared in one go: a millisecond or two."""
 STRETCH_ROWS: Final = 400
 """Rows of the store gone through in one go."""
+REPORTS_REST: Final = 6.0
+"""All reports together take a seventh of the event loop: heartbeats come first."""
 
 REPORT_AFTER_S: Final = 30.0
 """A disk that holds what could not be settled is asked again so much later."""
@@ -79,6 +80,7 @@ class ServerService:
         self._on_registered = on_registered
         self._clock = clock
         self._now_ns = now_ns
+        self._pace = Pace(REPORTS_REST)
         self._peers: dict[ServerId, Peer] = {}
         self._again: set[DiskId] = set()
         """Disks that hold what could not be settled yet: they shall report once more."""
@@ -99,7 +101,7 @@ class ServerService:
     def note_down(self, server: ServerId) -> None:
         """The server is given up: its next heartbeat has its disks report anew."""
         for disk in self._liveness.disks_of(server):
-            self._reports.finished(disk)
+            self._reports.gone(disk)
 
     # ------------------------------------------------------------------ registration
 
@@ -139,9 +141,7 @@ class ServerService:
         server = registration.server
         self._peers[server.server] = peer
         self._liveness.admit(server, registration.disks, reports)
-        self._reports.want(
-            (disk.disk for disk in registration.disks), get_counters(self._reader).next_chunk
-        )
+        self._reports.want(disk.disk for disk in registration.disks)
         self._on_registered(server.address)
         log.info(
             "server %d at %s is up with %d disks (dfs %s)",
@@ -193,12 +193,13 @@ class ServerService:
             self._on_registered(record.address)
             if before is DiskState.DOWN:
                 # What was lost or deleted while it was away is for the report to find.
-                self._reports.want(disks, get_counters(self._reader).next_chunk)
+                self._reports.want(disks)
         for disk in disks:
             if self._liveness.state(disk) is DiskState.FAILED:
                 # It may never be listed. Once it works again, its server registers anew.
-                self._reports.finished(disk)
-        return m.HeartbeatReply(True, self._reports.to_ask(disks, self._clock()))
+                self._reports.gone(disk)
+        next_chunk = get_counters(self._reader).next_chunk
+        return m.HeartbeatReply(True, self._reports.to_ask(disks, self._clock(), next_chunk))
 
     # ------------------------------------------------------------------ chunk reports
 
@@ -209,7 +210,6 @@ class ServerService:
         disk = request.disk
         self._check_owner(request)
         self._holding.note(request)
-        horizon = self._reports.horizon(disk, self._clock())
         drop: list[int] = []
         changed = 0
         stretches = chunk_reports.split(
@@ -218,27 +218,12 @@ class ServerService:
         for stretch in stretches:
             rest = stretch
             while rest.after < rest.upto:
-                self._check_owner(request)
-                plan = chunk_reports.plan(
-                    self._reader,
-                    rest,
-                    next_chunk=get_counters(self._reader).next_chunk,
-                    horizon=horizon,
-                    spared=self._reports.spared,
-                    alive=self._liveness.presumed_alive,
-                    limit=STRETCH_ROWS,
-                )
-                if plan.marks:
-                    changed += len(plan.marks)
-                    self._journal.append(MarkFragments(self._now_ns(), plan.marks))
-                changed += self._settle_unlisted(disk, plan)
-                if plan.outdated:
-                    self._again.add(disk)
-                for chunk, length in plan.unsealed:
-                    self._add_unsealed(Unsealed(disk, chunk, length))
+                async with self._pace:
+                    self._check_owner(request)
+                    plan = self._compare(rest)
+                    changed += self._follow(disk, plan)
                 drop.extend(plan.drop)
                 rest = rest.beyond(plan.upto)
-                await trio.lowlevel.checkpoint()
         if changed or drop:
             log.info(
                 "disk %d: %d fragments noted as lost, found, adopted or stale, %d to delete",
@@ -260,12 +245,10 @@ class ServerService:
             # What makes these fragments useless must not be undone by a power cut.
             await self._journal.sync()
         if request.last:
-            self._reports.finished(disk)
+            self._reports.listed(disk)
             if disk in self._again:
                 self._again.discard(disk)
-                next_chunk = get_counters(self._reader).next_chunk
-                not_before = self._clock() + REPORT_AFTER_S
-                self._reports.want((disk,), next_chunk, not_before=not_before)
+                self._reports.want((disk,), not_before=self._clock() + REPORT_AFTER_S)
         return m.ReportChunksReply(tuple(useless))
 
     def _check_owner(self, request: m.ReportChunks) -> None:
@@ -275,6 +258,30 @@ class ServerService:
                 f"disk {request.disk} does not belong to server {request.server}",
                 hint="the server must register again",
             )
+
+    def _compare(self, stretch: chunk_reports.Stretch) -> chunk_reports.Plan:
+        # While it waited for its turn the disk may have failed: then its list says nothing.
+        horizon = self._reports.horizon(stretch.disk, self._clock())
+        return chunk_reports.plan(
+            self._reader,
+            stretch,
+            next_chunk=get_counters(self._reader).next_chunk,
+            horizon=horizon,
+            spared=self._reports.spared,
+            alive=self._liveness.presumed_alive,
+            limit=STRETCH_ROWS,
+        )
+
+    def _follow(self, disk: DiskId, plan: chunk_reports.Plan) -> int:
+        """Do what follows from a stretch, but for deletions; how many fragments were changed."""
+        changed = len(plan.marks)
+        if plan.marks:
+            self._journal.append(MarkFragments(self._now_ns(), plan.marks))
+        if plan.outdated:
+            self._again.add(disk)
+        for chunk, length in plan.unsealed:
+            self._add_unsealed(Unsealed(disk, chunk, length))
+        return changed + self._settle_unlisted(disk, plan)
 
     def _settle_unlisted(self, disk: DiskId, plan: chunk_reports.Plan) -> int:
         """What the disk holds beyond the master's list: adopt it, or have it deleted.

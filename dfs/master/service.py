@@ -18,7 +18,6 @@ from dfs.core.errors import DfsError, LostChangesError, refuse
 from dfs.core.ids import ROOT_INODE, ChunkId, InodeId, PolicyId
 from dfs.core.policy import Policy
 from dfs.master import fragments, queries, runs, xattrs
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import (
     AllocateChunks,
     ApplyOps,
@@ -46,6 +45,7 @@ from dfs.master.keyspace import (
 from dfs.master.leases import Leases
 from dfs.master.liveness import Liveness, Totals
 from dfs.master.recalls import Elsewhere, Recalls
+from dfs.master.report_book import ReportBook
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer, ReplyResult
 

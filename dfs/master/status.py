@@ -105,10 +105,10 @@ class StatusService:
         return m.ChunksReply(page, more, Layout((), self._liveness.locations(disks)))
 
     async def cluster_status(self, _: Peer, __: m.ClusterStatus, ___: memoryview) -> m.StatusReply:
-        """Chunks are counted afresh, unless there are too many: then the last count is shown."""
-        if get_counters(self._reader).chunks <= PROMPT_CHUNKS:
+        """Chunks are counted afresh, unless too many lack something: then as they were last."""
+        if self._health.looked_at <= PROMPT_CHUNKS:
             async with self._counting:
-                await self._health.count(trio.lowlevel.checkpoint)
+                await self._health.count(trio.lowlevel.checkpoint, most=PROMPT_CHUNKS)
         return self.latest()
 
     def latest(self) -> m.StatusReply:

@@ -11,11 +11,11 @@ from typing import Final
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.units import format_size
 from dfs.master.backup import hold
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.commands import ConfirmRestore, RaiseNextChunk
 from dfs.master.journal import Journal
 from dfs.master.keyspace import Reader, get_counters
 from dfs.master.liveness import Liveness
+from dfs.master.report_book import ReportBook
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer
 
@@ -112,8 +112,7 @@ class Holding:
         if request.confirm:
             self._journal.append(ConfirmRestore(self._now_ns()))
             # Their next reports let go of what was kept.
-            next_chunk = get_counters(self._reader).next_chunk
-            self._reports.want(self._kept, next_chunk)
+            self._reports.want(self._kept)
             self._kept = {}
         return reply
 

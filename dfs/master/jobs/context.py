@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.claims import Claims
 from dfs.master.journal import Journal
 from dfs.master.keyspace import Reader
 from dfs.master.liveness import Liveness
+from dfs.master.report_book import ReportBook
 from dfs.wire.pool import Pool
 
 

@@ -20,7 +20,7 @@ from dfs.core.policy import Spread
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
 from dfs.master.fragments import REPORTED
 from dfs.master.jobs.context import JobContext
-from dfs.master.keyspace import doomed_key, get_chunk, get_counters, get_policy
+from dfs.master.keyspace import doomed_key, get_chunk, get_policy
 from dfs.master.liveness import SERVES
 from dfs.wire.messages import (
     DeleteFragments,
@@ -216,11 +216,7 @@ class Mover:
 
     def _want_report(self, disk: DiskId) -> None:
         context = self._context
-        context.reports.want(
-            (disk,),
-            get_counters(context.reader).next_chunk,
-            not_before=trio.current_time() + REPORT_AFTER_S,
-        )
+        context.reports.want((disk,), not_before=trio.current_time() + REPORT_AFTER_S)
 
     def note_bad(self, chunk: ChunkId, bad: Iterable[tuple[DiskId, str]]) -> None:
         """Servers found these fragments of a chunk to be no good."""

@@ -107,6 +107,9 @@ class PurgeFragments:
                 chunks = sorted(doomed + stale)
                 if chunks and not await self._delete(place, chunks):
                     return
+                # And once more: the disk may have been asked for its list meanwhile.
+                for chunk in stale:
+                    context.reports.note_changed(chunk)
                 for start in range(0, len(chunks), DROP_BATCH):
                     part = tuple(chunks[start : start + DROP_BATCH])
                     context.journal.append(

@@ -19,14 +19,14 @@ import trio
 
 from dfs.core.chunk import Chunk, ChunkState
 from dfs.core.errors import DfsError, FileSystemError
-from dfs.core.ids import ChunkId
+from dfs.core.ids import ChunkId, DiskId
 from dfs.master import fragments
 from dfs.master.commands import PlaceFragment, StartJob
 from dfs.master.jobs.board import RunningJob
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.waits import Waits
-from dfs.master.keyspace import get_chunk, get_counters
+from dfs.master.keyspace import get_chunk, get_chunks, get_counters
 from dfs.wire.messages import PlanReply
 from dfs.wire.messages import StartJob as StartRequest
 
@@ -34,11 +34,12 @@ log = logging.getLogger(__name__)
 
 WORKERS: Final = 64
 """Chunks repaired at a time, over all servers."""
-QUEUE_MAX: Final = 20_000
+QUEUE_MAX: Final = 100_000
 """Chunks queued at most. Less urgent ones are left for the next scan."""
 SLICE: Final = 128
 """Chunks looked at between two turns of the event loop."""
-IDLE_S: Final = 1.0
+IDLE_S: Final = 0.25
+"""Between two looks at whether anything has changed."""
 SCAN_BUSY_S: Final = 5.0
 """While there is work, scans are at least so far apart."""
 SCAN_AGAIN_S: Final = 30.0
@@ -47,6 +48,8 @@ WAIT_FIRST_S: Final = 5.0
 WAIT_MOST_S: Final = 300.0
 """Pauses between two attempts at one chunk, each twice the last; the first, where servers or
 disks have changed meanwhile."""
+STALE_LOOK_S: Final = 2.0
+"""Which disks have stale fragments is looked up so often at most."""
 CLAIMED_S: Final = 2.0
 """A chunk that another job has in hand is looked at again after so long."""
 
@@ -121,6 +124,8 @@ class Repair:
         self._changed = trio.Event()
         """Set when the queue grew or the scan ended."""
         self._hurry = False
+        self._stale: tuple[float, list[DiskId]] = (-math.inf, [])
+        """Disks with stale fragments, and when that was so."""
 
     async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
         raise FileSystemError("repair always runs, it cannot be started")
@@ -195,8 +200,8 @@ class Repair:
         reader = self._context.reader
         after: ChunkId = 0
         while rows := fragments.wanting(reader, after, SLICE):
-            for number, since_ns in rows:
-                chunk = get_chunk(reader, number)
+            chunks = get_chunks(reader, [number for number, _ in rows])
+            for chunk, (_, since_ns) in zip(chunks, rows, strict=True):
                 if chunk is not None:
                     yield chunk, since_ns
             after = rows[-1][0]
@@ -205,8 +210,7 @@ class Repair:
             after = 0
             since_ns = self._context.now_ns()
             while numbers := fragments.on_disk(reader, disk, after, SLICE):
-                for number in numbers:
-                    chunk = get_chunk(reader, number)
+                for chunk in get_chunks(reader, numbers):
                     if chunk is not None and chunk.state is ChunkState.SEALED:
                         yield chunk, since_ns
                 after = numbers[-1]
@@ -291,15 +295,30 @@ class Repair:
     def _reclaim(self, chunk: Chunk) -> bool:
         """Take back stale fragments of a chunk that cannot be read without them."""
         context = self._context
-        disks = [place.disk for place in context.liveness.serving()]
         lacks = missing(context, chunk)
         reclaimed = False
+        disks = self._with_stale()
         for disk, index in list(fragments.stale_of(context.reader, chunk.chunk, disks)):
             if index in lacks and not context.claims.is_deleting(disk, chunk.chunk):
                 reclaimed |= context.journal.append(
                     PlaceFragment(context.now_ns(), chunk.chunk, index, disk, True)
                 )
         return reclaimed
+
+    def _with_stale(self) -> list[DiskId]:
+        """Disks that answer and may have stale fragments, as it was a moment ago.
+
+        They are few, and looking for them takes long where there are thousands of disks.
+        """
+        context, now = self._context, trio.current_time()
+        if not get_counters(context.reader).stale:
+            return []
+        found_at, disks = self._stale
+        if now - found_at >= STALE_LOOK_S:
+            serving = [place.disk for place in context.liveness.serving()]
+            disks = [disk for disk in serving if fragments.doomed_on(context.reader, disk, 0, 1)]
+            self._stale = now, disks
+        return disks
 
     def _defer(self, number: ChunkId) -> None:
         self._look_again(self._waits.put_off(number, self._context.liveness.version))

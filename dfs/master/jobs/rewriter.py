@@ -26,7 +26,6 @@ from dfs.master.keyspace import (
     EXTENT_BY_CHUNK,
     extent_by_chunk_place,
     get_chunk,
-    get_counters,
     prefix_end,
     u64,
 )
@@ -226,11 +225,7 @@ class Rewriter:
         if now is None or now.state is not ChunkState.OPEN:
             return
         context.journal.append(AbandonTarget(context.now_ns(), target.chunk))
-        context.reports.want(
-            _disks(target),
-            get_counters(context.reader).next_chunk,
-            not_before=trio.current_time() + REPORT_AFTER_S,
-        )
+        context.reports.want(_disks(target), not_before=trio.current_time() + REPORT_AFTER_S)
 
 
 class Runs:

@@ -38,7 +38,10 @@ ROUND_S: Final = 14 * 24 * 3600.0
 RATE_LEAST: Final = 1024 * 1024
 """Bytes a second that the standing job reads at least, over the whole cluster."""
 AT_ONCE: Final = 8
-"""Chunks verified at a time by a job that a person started."""
+"""Chunks verified at a time by a job that a person started; more on a big cluster."""
+AT_ONCE_MOST: Final = 256
+CHUNK_TAKES_S: Final = 5.0
+"""What verifying a chunk takes on disks where clients go first."""
 BATCH: Final = 64
 """Verified chunks noted in one command."""
 VERIFY_TIMEOUT_S: Final = 600.0
@@ -48,6 +51,11 @@ FRESH_S: Final = 24 * 3600
 """The standing job leaves out what was verified so lately: small clusters rest most of the day."""
 SLICE: Final = 256
 """Chunks passed over between two turns of the event loop."""
+
+
+def at_once_for(chunks: int, least: int) -> int:
+    """Chunks to verify at a time, so that a round of so many ends in time."""
+    return min(AT_ONCE_MOST, max(least, int(chunks * CHUNK_TAKES_S / ROUND_S)))
 
 
 class Scrub:
@@ -94,11 +102,12 @@ class Scrub:
     def _want_reports(self) -> None:
         context = self._context
         disks = [place.disk for place in context.liveness.serving()]
-        context.reports.want(disks, get_counters(context.reader).next_chunk)
+        context.reports.want(disks)
 
     async def _round(self, job: RunningJob, standing: bool) -> None:
         """Verify all chunks past the job's position."""
-        limit, fresh_s = (1, FRESH_S) if standing else (AT_ONCE, 0)
+        fresh_s, at_once = (FRESH_S, 1) if standing else (0, AT_ONCE)
+        limit = at_once_for(get_counters(self._context.reader).chunks, at_once)
         while chunks := await self._next(job, limit, fresh_s):
             began = trio.current_time()
             verified: list[ChunkId] = []

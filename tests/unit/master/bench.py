@@ -8,7 +8,6 @@ import trio
 
 from dfs.core.chunk import Chunk, FragmentState
 from dfs.core.ids import ChunkId, DiskId
-from dfs.master.chunk_reports import ReportBook
 from dfs.master.claims import Claims
 from dfs.master.commands import (
     AllocateChunks,
@@ -22,9 +21,10 @@ from dfs.master.commands import (
 )
 from dfs.master.jobs.context import JobContext
 from dfs.master.journal import LocalJournal
-from dfs.master.keyspace import get_chunk
+from dfs.master.keyspace import get_chunk, get_counters
 from dfs.master.liveness import Liveness, Timing
 from dfs.master.membership import all_disks, all_servers
+from dfs.master.report_book import ReportBook
 from dfs.wire.messages import DeleteFragments, DiskReport, Empty, RebuildFragment, RebuiltFragment
 from tests.unit.master.rig import Rig
 
@@ -108,6 +108,11 @@ class Bench:
             await trio.sleep(0.5)
             self.beat(*alive)
             self.liveness.tick()
+
+    def ask(self, disk: DiskId) -> bool:
+        """Whether the disk owes a report, and is asked for it."""
+        now, next_chunk = trio.current_time(), get_counters(self.rig.store).next_chunk
+        return self.reports.to_ask((disk,), now, next_chunk) == (disk,)
 
     def sealed(self, *disks: DiskId) -> ChunkId:
         """A chunk in a file, with a copy on each of three disks."""

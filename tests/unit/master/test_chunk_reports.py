@@ -5,7 +5,7 @@ import pytest
 from dfs.core.chunk import FragmentState
 from dfs.core.errors import ProtocolError
 from dfs.master import chunk_reports, chunks, fragments
-from dfs.master.chunk_reports import ASK_AGAIN_S, END, Plan, ReportBook, Stretch
+from dfs.master.chunk_reports import END, Plan, Stretch
 from dfs.master.commands import (
     AllocateChunks,
     DropFragments,
@@ -179,49 +179,3 @@ def test_pages_are_cut_into_stretches_without_gaps() -> None:
 def test_a_page_out_of_order_is_refused(ids: tuple[int, ...]) -> None:
     with pytest.raises(ProtocolError, match="not in order"):
         chunk_reports.split(DISK, 2, [held(number) for number in ids], True, 2)
-
-
-def test_disks_are_asked_once_and_again_when_they_stay_silent() -> None:
-    book = ReportBook()
-    book.want([1, 2], 50)
-    book.want([1], 70)
-    assert book.to_ask([1, 3], 0.0) == (1,)
-    assert book.to_ask([1, 2], 1.0) == (2,)
-    assert book.horizon(1, 30.0) == 50
-    assert book.to_ask([1, 2], 1.0 + ASK_AGAIN_S) == (2,)
-    assert book.horizon(9, 0.0) == 0
-    book.finished(1)
-    assert book.to_ask([1], 500.0) == ()
-
-
-def test_a_disk_is_not_asked_before_its_time() -> None:
-    book = ReportBook()
-    book.want([1], 50, not_before=10.0)
-    assert book.to_ask([1], 9.9) == ()
-    assert book.to_ask([1], 10.0) == (1,)
-
-
-def test_chunks_sealed_while_a_report_is_under_way_are_spared() -> None:
-    book = ReportBook()
-    book.note_changed(1)
-    book.want([1], 50)
-    book.note_changed(2)
-    book.want([2], 60)
-    book.finished(1)
-    book.note_changed(3)
-    assert set(book.spared) == {2, 3}
-    book.finished(2)
-    book.want([1], 70)
-    assert set(book.spared) == set()
-
-
-def test_what_was_sealed_is_forgotten_once_no_disk_owes_a_report() -> None:
-    book = ReportBook()
-    book.want([1, 2], 50)
-    book.note_changed(1)
-    book.finished(1)
-    assert set(book.spared) == {1}
-    book.finished(2)
-    assert set(book.spared) == set()
-    book.note_changed(2)
-    assert set(book.spared) == set()

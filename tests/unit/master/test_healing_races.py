@@ -130,13 +130,14 @@ async def test_what_a_disk_holds_of_a_chunk_that_is_being_moved_is_adopted_later
     bench = Bench(5)
     chunk = bench.sealed(1, 2, 3)
     bench.mark(chunk, 3, FragmentState.LOST)
-    bench.reports.want((4,), 100)
+    bench.reports.want((4,))
+    assert bench.ask(4)
     with bench.claims.chunk(chunk):
         await report(bench, 4, HeldFragment(chunk, 2, LENGTH, True))
     assert bench.chunk(chunk).on(4) is None
-    assert not bench.reports.to_ask((4,), trio.current_time())
+    assert not bench.ask(4)
     await trio.sleep(REPORT_AFTER_S)
-    assert bench.reports.to_ask((4,), trio.current_time()) == (4,)
+    assert bench.ask(4)
     await report(bench, 4, HeldFragment(chunk, 2, LENGTH, True))
     assert bench.chunk(chunk).on(4) is not None
 
@@ -211,13 +212,38 @@ async def test_a_list_from_before_a_deletion_brings_nothing_back(autojump_clock:
     bench = Bench(4)
     chunk = bench.sealed(1, 2, 3)
     assert bench.place(chunk, 2, 4)
-    bench.reports.want((3,), 100)
+    bench.reports.want((3,))
+    assert bench.ask(3)
     await PurgeFragments(bench.context).run_once()
     assert bench.servers.deleted == {(3, chunk)}
     await bench.pass_time(10, 1, 2, 3)
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert bench.chunk(chunk).on(3) is None
     assert bench.chunk(chunk).on(4) is not None
+
+
+async def test_a_list_from_before_the_end_of_a_deletion_brings_nothing_back(
+    autojump_clock: MockClock,
+) -> None:
+    """The disk was asked while it was deleting; then the disk that has the successor dies."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    go_on = trio.Event()
+
+    async def hang(_: object) -> None:
+        bench.reports.want((3,))
+        assert bench.ask(3)
+        await go_on.wait()
+
+    bench.servers.script = hang
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(PurgeFragments(bench.context).run_once)
+        await bench.pass_time(10, 1, 2, 3)
+        go_on.set()
+    assert bench.servers.deleted == {(3, chunk)}
+    await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
+    assert bench.chunk(chunk).on(3) is None
 
 
 @pytest.mark.allow_logs("bad fragments")
@@ -227,13 +253,14 @@ async def test_a_list_from_before_a_fragment_was_found_lost_does_not_bring_it_ba
     """A scrub asks for the lists, and finds what its servers have not noticed yet."""
     bench = Bench(4)
     chunk = bench.sealed(1, 2, 3)
-    bench.reports.want((3,), 100)
+    bench.reports.want((3,))
+    assert bench.ask(3)
     Mover(bench.context).note_bad(chunk, [(3, "missing")])
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert len(bench.chunk(chunk).good) == 2
     # It is there after all, as a newer list says.
     await trio.sleep(REPORT_AFTER_S)
-    assert bench.reports.to_ask((3,), trio.current_time()) == (3,)
+    assert bench.ask(3)
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert len(bench.chunk(chunk).good) == 3
 

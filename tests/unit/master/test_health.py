@@ -1,8 +1,10 @@
 """Chunks are counted by what is left of them, in slices."""
 
+from random import Random
+
 import trio
 
-from dfs.core.chunk import FragmentState
+from dfs.core.chunk import ChunkState, FragmentState
 from dfs.master import chunks, fragments
 from dfs.master.commands import (
     AllocateChunks,
@@ -12,6 +14,7 @@ from dfs.master.commands import (
     SealChunk,
 )
 from dfs.master.health import SLICE_CHUNKS, Counts, Health
+from dfs.master.keyspace import CHUNK, decode_chunk, scan_prefix
 from dfs.master.store import MemoryStore
 from dfs.master.transaction import Transaction
 
@@ -38,16 +41,62 @@ async def test_chunks_are_counted_by_fragments_that_can_be_read() -> None:
     fragments.mark(txn, MarkFragments(0, (mark,)))
     doomed = sealed(txn, 1, 2, 7, 8, 9)
     chunks.add_live(txn, doomed, -10)
-    health = Health(txn, lambda disk: disk < 6)
-    counts = await health.count(trio.lowlevel.checkpoint)
-    assert counts == Counts(healthy=2, degraded=2, at_risk=2, lost=2)
-    assert health.counts == counts
+    opened = chunks.allocate(txn, AllocateChunks(0, 7, 1, 1, (Placement(1, 2, (1, 2, 9)),)))
+    chunks.add_live(txn, opened[0].chunk, 10, 10)
+    chunks.allocate(txn, AllocateChunks(0, 7, 1, 1, (Placement(1, 2, (1, 2, 3)),)))
+    health = Health(txn, lambda: [9, 8, 7])
+    assert await health.count(trio.lowlevel.checkpoint)
+    assert health.counts == Counts(healthy=3, degraded=3, at_risk=2, lost=2)
+
+
+async def test_a_chunk_that_lacks_something_for_several_reasons_is_counted_once() -> None:
+    """Each of all ways to be short, against a look at every chunk."""
+    txn = Transaction(MemoryStore())
+    random = Random(5)
+    for _ in range(300):
+        k, m = random.choice(((1, 0), (1, 2), (4, 2)))
+        disks = random.sample(range(1, 13), random.randint(k, k + m))
+        chunk = sealed(txn, k, m, *disks)
+        for disk in random.sample(disks, random.choice((0, 0, 1, 2)) % len(disks)):
+            state = random.choice((FragmentState.LOST, FragmentState.CORRUPT))
+            fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, disk, state),)))
+        if random.random() < 0.1:
+            chunks.add_live(txn, chunk, -10)
+    for away in ((), (3,), (12, 3, 7), tuple(range(1, 13))):
+        expected = [0, 0, 0, 0]
+        for _, value in scan_prefix(txn, CHUNK):
+            chunk_ = decode_chunk(value)
+            left = len([good for good in chunk_.good if good.disk not in away])
+            if chunk_.state is not ChunkState.DOOMED:
+                expected[(left < chunk_.width) + (left <= chunk_.k) + (left < chunk_.k)] += 1
+                if left == chunk_.k == chunk_.width:
+                    expected[1] -= 1
+                    expected[0] += 1
+        health = Health(txn, lambda away=away: away)  # type: ignore[misc]
+        assert await health.count(trio.lowlevel.checkpoint)
+        assert health.counts == Counts(*expected), away
+
+
+async def test_a_count_that_has_to_look_at_too_much_gives_up() -> None:
+    txn = Transaction(MemoryStore())
+    for _ in range(SLICE_CHUNKS * 2):
+        sealed(txn, 1, 1, 1, 2)
+    health = Health(txn, lambda: ())
+    assert await health.count(trio.lowlevel.checkpoint, most=0)
+    before = health.counts
+    assert before.healthy == SLICE_CHUNKS * 2
+    health = Health(txn, lambda: (1,))
+    assert not await health.count(trio.lowlevel.checkpoint, most=SLICE_CHUNKS)
+    assert health.looked_at > SLICE_CHUNKS
+    assert health.counts == Counts()
 
 
 async def test_an_empty_open_chunk_is_not_lost() -> None:
     txn = Transaction(MemoryStore())
     chunks.allocate(txn, AllocateChunks(0, 7, 1, 1, (Placement(1, 0, (9,)),)))
-    assert await Health(txn, lambda _: False).count(trio.lowlevel.checkpoint) == Counts()
+    health = Health(txn, lambda: (9,))
+    assert await health.count(trio.lowlevel.checkpoint)
+    assert health.counts == Counts()
 
 
 async def test_a_long_count_lets_others_in() -> None:
@@ -61,6 +110,7 @@ async def test_a_long_count_lets_others_in() -> None:
         pauses += 1
         await trio.lowlevel.checkpoint()
 
-    counts = await Health(txn, lambda _: True).count(pause)
-    assert counts.healthy == SLICE_CHUNKS * 2 + 5
+    health = Health(txn, lambda: (1,))
+    assert await health.count(pause)
+    assert health.counts.lost == SLICE_CHUNKS * 2 + 5
     assert pauses == 3

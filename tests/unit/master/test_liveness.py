@@ -228,3 +228,34 @@ def test_a_draining_disk_serves_and_a_forgotten_one_is_unknown(liveness: Livenes
     assert liveness.location(1) is None
     assert liveness.server(1) is None
     assert not liveness.heartbeat(1, [report(1)])
+
+
+def test_a_server_that_only_registers_again_changes_nothing(
+    liveness: Liveness, clock: Clock
+) -> None:
+    """A thousand do at the same time, when the master has begun anew."""
+    liveness.choose(Policy(1, "p", Redundancy(1, 1), 3), random=Random(1))
+    before, placement = liveness.version, liveness._map
+    liveness.admit(server(1), [disk(1, 1)], [report(1)])
+    assert liveness.version == before
+    assert liveness._map is placement
+    liveness.admit(server(1, "10.0.0.9:9421"), [disk(1, 1)], [report(1)])
+    assert liveness.version > before
+    assert liveness._map is not placement
+    place = liveness.location(1)
+    assert place is not None
+    assert place.address == "10.0.0.9:9421"
+    liveness.admit(server(1, "10.0.0.9:9421"), [disk(1, 1), disk(3, 1)], [report(1), report(3)])
+    assert liveness.state(3) is DiskState.UP
+
+
+def test_disks_of_silent_servers_are_away_but_not_while_the_master_has_just_begun(
+    liveness: Liveness, clock: Clock
+) -> None:
+    pass_time(liveness, clock, 10, 1)
+    assert liveness.away() == [2]
+    again = Liveness(TIMING, clock)
+    again.load([server(1), server(2)], [disk(1, 1), disk(2, 2)])
+    assert again.away() == []
+    pass_time(again, clock, 10, 1)
+    assert again.away() == [2]
