@@ -59,7 +59,7 @@ class Snapshots:
         """Run `python -m MODULE CHECKPOINT` on a fresh snapshot.
 
         Raises:
-            NoSpaceError, DfsError: no snapshot can be taken.
+            NoSpaceError, DfsError: no snapshot can be taken, or no process started.
         """
         if self._directory is None:
             raise DfsError("this master keeps its metadata in memory only")
@@ -92,12 +92,19 @@ def _remove(place: Path) -> None:
 @asynccontextmanager
 async def _process(module: str, checkpoint: Path) -> AsyncIterator[Reading]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", module, str(checkpoint)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
+    try:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", module, str(checkpoint)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+    except OSError as error:
+        raise DfsError(
+            f"the process that reads the metadata cannot be started: {error.strerror}",
+            errno=error.errno,
+            hint="look at the master's machine: its memory, processes and open files",
+        ) from error
     assert process.stdout is not None
     try:
         yield Reading(process, process.stdout)

@@ -92,7 +92,7 @@ class BackupService:
                 try:
                     await backup.advance()
                 except trio.ClosedResourceError:
-                    raise DfsError("the backup was given up", hint="begin it again") from None
+                    raise _given_up() from None
             if request.piece != backup.number:
                 raise FileSystemError(
                     f"piece {request.piece} of the backup cannot be had: {backup.number} was last"
@@ -127,7 +127,16 @@ class BackupService:
                 await trio.sleep_forever()
         except DfsError as error:
             backup.error = error
-            backup.begun.set()
             log.warning("a backup failed: %s", error)
+        except Exception:
+            backup.error = DfsError("the backup failed", hint="the master's log has the reason")
+            log.exception("a backup failed")
         finally:
+            if backup.reading is None and backup.error is None:
+                backup.error = _given_up()
+            backup.begun.set()
             del self._backups[nonce]
+
+
+def _given_up() -> DfsError:
+    return DfsError("the backup was given up", hint="begin it again")
