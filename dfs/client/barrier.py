@@ -65,29 +65,30 @@ class Barrier:
             LostChangesError: `losses` has gone past `since` (None: past what was told so far).
         """
         if answered is None or not self._is_synced(answered):
-            await self._ask()
+            await self._ask(self.answered())
         if since is None:
             since, self._told = self._told, self.losses
         if self.losses > since:
             assert self._loss is not None
             raise from_wire(self._loss.to_wire())
 
-    async def _ask(self) -> None:
-        answered = dict(self._answered)
+    async def _ask(self, answered: dict[int, int]) -> None:
+        """Find out what became of changes that were answered, and note it."""
         request = SyncBarrier(tuple(LogPosition(*each) for each in answered.items()))
         try:
             await self._link.call(request, Empty, timeout_s=SYNC_TIMEOUT_S)
         except LostChangesError as error:
-            # Another barrier may have found the same.
-            if self._settle(answered):
-                self.losses += 1
-                self._loss = error
+            if len(answered) > 1:
+                for run, upto in answered.items():
+                    await self._ask({run: upto})
+                return
+            # With these, all went that the same run answered since. Another barrier may have
+            # found that before.
+            for run in answered:
+                if self._answered.pop(run, None) is not None:
+                    self.losses += 1
+                    self._loss = error
         else:
-            self._settle(answered)
-
-    def _settle(self, answered: dict[int, int]) -> bool:
-        """Nothing more is to be found out about these. Whether it was to be."""
-        settled = [run for run, upto in answered.items() if self._answered.get(run) == upto]
-        for run in settled:
-            del self._answered[run]
-        return bool(settled)
+            for run, upto in answered.items():
+                if self._answered.get(run) == upto:
+                    del self._answered[run]

@@ -2,13 +2,16 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from dfs.client import Client
 from dfs.core.errors import DfsError, FileSystemError, LostChangesError
-from dfs.wire.messages import CloseSession, Empty, SyncBarrier
+from dfs.core.ids import ROOT_INODE
+from dfs.wire.messages import CloseSession, Empty, Message, SyncBarrier
 from tests.unit.client.rig import running
 
 LOST = "lost changes that it had answered"
@@ -215,3 +218,59 @@ async def test_a_whole_upload_is_not_called_durable_when_the_master_lost_it(
         client.meta.sync = cut_first  # type: ignore[method-assign]
         with pytest.raises(DfsError, match=LOST):
             await client.upload([source], "/a")
+
+
+async def test_a_loss_is_told_once_although_two_ask_at_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        await client.mkdir("/lost")
+        await world.cut_power()
+        await client.mkdir("/later")
+        world.network.set_latency(0.5)
+        told = 0
+
+        async def sync() -> None:
+            nonlocal told
+            try:
+                await client.meta.sync()
+            except LostChangesError:
+                told += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.meta.mkdir, ROOT_INODE, b"between", 0o755)
+            await trio.sleep(0.5)
+            nursery.start_soon(sync)
+            await trio.sleep(0.8)
+            nursery.start_soon(sync)
+        assert told == 1
+        await client.meta.sync()
+
+
+async def test_a_loss_is_told_although_more_of_what_is_lost_was_answered_meanwhile(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as (world, client):
+        await durable(client)
+        await client.mkdir("/lost")
+        call_once = client.meta.link.call_once
+        arrives = trio.Event()
+
+        async def slow(request: Message, *args: Any, **more: Any) -> Any:
+            if isinstance(request, SyncBarrier):
+                await arrives.wait()
+            return await call_once(request, *args, **more)
+
+        monkeypatch.setattr(client.meta.link, "call_once", slow)
+        async with trio.open_nursery() as nursery:
+
+            async def sync() -> None:
+                with pytest.raises(LostChangesError):
+                    await client.meta.sync()
+
+            nursery.start_soon(sync)
+            await trio.testing.wait_all_tasks_blocked()
+            await client.meta.mkdir(ROOT_INODE, b"lost too", 0o755)
+            await world.cut_power()
+            arrives.set()
+        await client.meta.sync()
