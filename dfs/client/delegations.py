@@ -65,6 +65,10 @@ class Delegations(OwnDirectories):
         self._counted: dict[InodeId, int] = {}
         """How often each directory was changed lately."""
         self._not_before: dict[InodeId, float] = {}
+        self._names_asked: dict[_Entry, int] = {}
+        """Names, and how many callers have the master change them."""
+        self._contested: set[_Entry] = set()
+        """Of them, those that several had at a time: which answer was the last is not known."""
         self._enabled = False
         self._listening = trio.Event()
         self._listen_scope = trio.CancelScope()
@@ -100,6 +104,11 @@ class Delegations(OwnDirectories):
         with self._lock:
             for ino in within:
                 self._with_master[ino] = self._with_master.get(ino, 0) + 1
+        for entry in _entries(ops):
+            callers = self._names_asked.get(entry, 0)
+            self._names_asked[entry] = callers + 1
+            if callers:
+                self._contested.add(entry)
         try:
             moving = [op for op in ops if isinstance(op, m.Rmdir | m.Rename)]
             for op in moving:
@@ -110,7 +119,7 @@ class Delegations(OwnDirectories):
             else:
                 await self.log.settled(within)
         except BaseException:
-            self._leave(within)
+            self._leave(within, ops)
             raise
         return within
 
@@ -123,7 +132,13 @@ class Delegations(OwnDirectories):
                     return asking.closing
         return None
 
-    def _leave(self, within: Sequence[InodeId]) -> None:
+    def _leave(self, within: Sequence[InodeId], ops: Sequence[m.AnyOp]) -> None:
+        for entry in _entries(ops):
+            callers = self._names_asked.pop(entry) - 1
+            if callers:
+                self._names_asked[entry] = callers
+            else:
+                self._contested.discard(entry)
         with self._lock:
             for ino in within:
                 left = self._with_master.pop(ino) - 1
@@ -154,13 +169,15 @@ class Delegations(OwnDirectories):
         for op, result in zip(ops, results, strict=True):
             if result.error is None:
                 self._follow(op, result)
-        self._leave(within)
+        for entry in self._contested.intersection(_entries(ops)) if self._contested else ():
+            self.give_back(entry[0])
+        self._leave(within, ops)
 
-    def unknown(self, within: Sequence[InodeId]) -> None:
+    def unknown(self, within: Sequence[InodeId], ops: Sequence[m.AnyOp]) -> None:
         """Nobody knows what became of what was entered: nor of what is in the directories."""
         for ino in set(within):
             self.give_back(ino)
-        self._leave(within)
+        self._leave(within, ops)
 
     def _follow(self, op: m.AnyOp, result: m.OpResult) -> None:
         inode = result.inode
@@ -434,6 +451,22 @@ def _inos(op: m.AnyOp) -> Iterator[InodeId]:
         yield getattr(op, field)
 
 
+def _entries(ops: Sequence[m.AnyOp]) -> set["_Entry"]:
+    """The names that operations may change."""
+    return {
+        (getattr(op, parent), getattr(op, name)) for op in ops for parent, name in _NAMES[type(op)]
+    }
+
+
+_Entry = tuple[InodeId, bytes]
+_NAMES: Final[dict[type[m.Op], tuple[tuple[str, str], ...]]] = {
+    kind: tuple(
+        pair
+        for pair in (("parent", "name"), ("new_parent", "new_name"))
+        if set(pair) <= set(kind.__struct_fields__)
+    )
+    for kind in m.Op.__subclasses__()
+}
 _FIELDS: Final[dict[type[m.Op], tuple[str, ...]]] = {
     kind: tuple(
         field

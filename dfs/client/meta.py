@@ -138,7 +138,7 @@ class Meta:
             waiting = self._ask(ops, cred, sync=sync)
             results = await waiting.wait()
         except BaseException:
-            delegations.unknown(within)
+            delegations.unknown(within, ops)
             raise
         delegations.left(within, ops, results)
         return results, waiting.synced
