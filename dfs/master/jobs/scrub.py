@@ -24,6 +24,7 @@ from dfs.master.keyspace import (
     SCRUB_JOB,
     chunk_key,
     decode_chunk,
+    get_chunk,
     get_counters,
     prefix_end,
 )
@@ -152,6 +153,12 @@ class Scrub:
     async def _verify(self, job: RunningJob, chunk: Chunk, verified: list[ChunkId]) -> None:
         """Have all fragments of a chunk read; add it to `verified` if all were whole."""
         await job.turn(chunk.width * chunk.fragment_length)
+        # That may have taken hours.
+        now = get_chunk(self._context.reader, chunk.chunk)
+        if now is None or now.state is not ChunkState.SEALED:
+            job.moved(1, 0)
+            return
+        chunk = now
         verdicts: list[FragmentVerdict] = []
         async with trio.open_nursery() as nursery:
             for fragment in chunk.good:
@@ -178,6 +185,8 @@ class Scrub:
         except DfsError as error:
             log.info("chunk %d on disk %d is not verified: %s", chunk.chunk, fragment.disk, error)
             return
+        if verdict.reason and not self._is_there(chunk.chunk, fragment):
+            return
         verdicts.append(verdict)
         if verdict.reason:
             log.warning(
@@ -189,3 +198,9 @@ class Scrub:
                 verdict.detail,
             )
             self._mover.note_bad(chunk.chunk, ((fragment.disk, verdict.reason),))
+
+    def _is_there(self, number: ChunkId, fragment: Fragment) -> bool:
+        """Whether the fragment still counts: it may have been moved, and another have its place."""
+        chunk = get_chunk(self._context.reader, number)
+        here = None if chunk is None else chunk.on(fragment.disk)
+        return here is not None and here.index == fragment.index
