@@ -154,6 +154,7 @@ class Cluster:
         disks: int = 1,
         capacity: str | None = None,
         down_after: str = "60s",
+        keep_retired: str = "24h",
     ) -> None:
         self.root = root
         self.master_address = f"127.0.0.1:{free_port()}"
@@ -167,6 +168,7 @@ class Cluster:
             [
                 *("master", "--data", str(root / "master"), "--listen", self.master_address),
                 *("--down-after", down_after),
+                *("--keep-retired", keep_retired),
             ],
             logs / "master.log",
             self.master_address,

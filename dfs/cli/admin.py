@@ -119,6 +119,7 @@ def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[
         "chunks": {
             "total": status.chunks,
             "open": status.chunks_open,
+            "retired": status.chunks_retired,
             "healthy": status.chunks_healthy,
             "degraded": status.chunks_degraded,
             "at_risk": status.chunks_at_risk,
@@ -182,6 +183,8 @@ def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
     space = _space(status)
     live = render.human(status.live)
     purge = f", {status.purge_queue} being deleted" if status.purge_queue else ""
+    if status.chunks_retired:
+        purge += f"; {status.chunks_retired} more are kept for older backups"
     lines = (
         ("Cluster", f"{status.cluster}, dfs {status.version}, {_up(status.uptime_s)}"),
         ("Health", render.paint(verdict, STYLES[verdict])),

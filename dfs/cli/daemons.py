@@ -22,6 +22,7 @@ class MasterSettings(msgspec.Struct, kw_only=True):
     listen: str = ":9420"
     down_after: Duration = 60.0
     lease: Duration = 90.0
+    keep_retired: Duration = 24 * 3600.0
     cache: Size = 128 * 1024 * 1024
     http: str = ""
 
@@ -98,6 +99,14 @@ def master(
             help="How long a client may be silent until what it holds open is released; 90s.",
         ),
     ] = None,
+    keep_retired: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="How long chunks are kept for older backups of the metadata when their content "
+            "has been written anew elsewhere; 24h.",
+        ),
+    ] = None,
     cache: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Memory for metadata that was read lately; 128M."),
@@ -113,6 +122,7 @@ def master(
             "listen": listen,
             "down_after": down_after,
             "lease": lease,
+            "keep_retired": keep_retired,
             "cache": cache,
             "http": http,
         },
@@ -131,6 +141,7 @@ def master(
             listen=settings.listen,
             lease_s=settings.lease,
             down_after_s=settings.down_after,
+            keep_retired_s=settings.keep_retired,
             cache_bytes=settings.cache,
             http=settings.http,
         ),

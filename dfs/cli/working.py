@@ -114,10 +114,12 @@ def progress_text(job: "JobInfo") -> str:
 
 def is_at_work(job: "JobInfo") -> bool:
     """It has something to do, or is held up."""
+    from dfs.wire.messages import FIRST_FREE_JOB
+
     if job.state.name not in ("RUNNING", "PAUSED"):
         return False
     busy = job.items_done < job.items_total or bool(job.note)
-    return job.state.name == "PAUSED" or busy or job.kind not in ("repair", "scrub")
+    return job.state.name == "PAUSED" or busy or job.job >= FIRST_FREE_JOB
 
 
 def print_jobs(jobs: "Sequence[JobInfo]") -> None:

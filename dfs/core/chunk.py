@@ -15,7 +15,10 @@ BLOCK_MAX_BYTES: Final = 1024 * 1024
 
 
 class ChunkState(IntEnum):
-    """Life of a chunk: OPEN -> SEALED -> DOOMED -> gone; an OPEN one may become DOOMED at once."""
+    """Life of a chunk: OPEN -> SEALED -> DOOMED -> gone; an OPEN one may become DOOMED at once.
+
+    A SEALED one whose bytes were written anew elsewhere is RETIRED first.
+    """
 
     OPEN = 1
     """Owned by one session, which appends to it."""
@@ -23,6 +26,8 @@ class ChunkState(IntEnum):
     """Immutable."""
     DOOMED = 3
     """Holds no live byte; its fragments are being deleted."""
+    RETIRED = 4
+    """Holds no live byte; kept for a time, since older backups of the metadata refer to it."""
 
 
 class FragmentState(IntEnum):
@@ -58,6 +63,8 @@ class Chunk(msgspec.Struct, array_like=True, frozen=True):
     fragments: tuple[Fragment, ...]
     verified_s: int = 0
     """When all of its fragments were last read and found whole; seconds since 1970, 0: never."""
+    rewritten_s: int = 0
+    """When files' extents last moved from here to a copy; seconds since 1970, 0: never."""
 
     @property
     def width(self) -> int:

@@ -7,7 +7,9 @@ A chunk moves through its states only by `TRANSITIONS`; what is not in that tabl
     ABANDON    OPEN      OPEN     its session is gone, live bytes are not: the master will seal it
     SEAL       OPEN      SEALED   its owner, or the master for an abandoned one, sets its length
     EMPTY      OPEN      DOOMED   sealed or abandoned without a live byte
-    EMPTY      SEALED    DOOMED   the last live byte went
+    EMPTY      SEALED    DOOMED   the last live byte went, and none had been copied elsewhere
+    RETIRE     SEALED    RETIRED  the last live byte went, and some had been copied elsewhere
+    EXPIRE     RETIRED   DOOMED   it was kept long enough, or its space is needed
     DROP       DOOMED    (none)   the last fragment is deleted
 
 An OPEN chunk never becomes DOOMED while its session lives, however often its live bytes go to 0:
@@ -32,12 +34,14 @@ from dfs.master import fragments as of_chunks
 from dfs.master.commands import (
     AllocateChunks,
     DropFragments,
+    ExpireRetired,
     Placement,
     SealAbandoned,
     SealChunk,
 )
 from dfs.master.keyspace import (
     CHUNK_BY_SESSION,
+    RETIRED,
     Counters,
     Reader,
     Writer,
@@ -47,8 +51,10 @@ from dfs.master.keyspace import (
     fragment_by_disk_key,
     get_chunk,
     get_counters,
+    key_id,
     put_chunk,
     put_counters,
+    retired_key,
     scan_prefix,
     second_id,
     u64,
@@ -60,6 +66,8 @@ class Event(Enum):
     ABANDON = auto()
     SEAL = auto()
     EMPTY = auto()
+    RETIRE = auto()
+    EXPIRE = auto()
     DROP = auto()
 
 
@@ -69,6 +77,8 @@ TRANSITIONS: Final[dict[tuple[ChunkState | None, Event], ChunkState | None]] = {
     (ChunkState.OPEN, Event.SEAL): ChunkState.SEALED,
     (ChunkState.OPEN, Event.EMPTY): ChunkState.DOOMED,
     (ChunkState.SEALED, Event.EMPTY): ChunkState.DOOMED,
+    (ChunkState.SEALED, Event.RETIRE): ChunkState.RETIRED,
+    (ChunkState.RETIRED, Event.EXPIRE): ChunkState.DOOMED,
     (ChunkState.DOOMED, Event.DROP): None,
 }
 
@@ -237,12 +247,12 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
     """Extents refer to `change` more bytes of a chunk (fewer, if negative).
 
     `end` is where the last of new extents ends: it raises the length of an OPEN chunk.
-    A SEALED chunk that has no live byte left becomes DOOMED.
+    A SEALED chunk that has no live byte left becomes DOOMED, or RETIRED.
 
     What refers to a chunk that is gone, through damage, can still be taken away.
     """
     chunk = get_chunk(txn, chunk_id)
-    is_gone = chunk is None or chunk.state is ChunkState.DOOMED
+    is_gone = chunk is None or chunk.state in (ChunkState.DOOMED, ChunkState.RETIRED)
     counters = get_counters(txn)
     if is_gone and change <= 0:
         put_counters(txn, replace(counters, live=counters.live + change))
@@ -254,14 +264,39 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
         now = replace(now, length=max(chunk.length, end))
     put_counters(txn, replace(_resized(counters, chunk, now), live=counters.live + change))
     if chunk.state is ChunkState.SEALED and now.live == 0:
-        doom(txn, now)
+        (_retire if now.rewritten_s else doom)(txn, now)
     else:
         put_chunk(txn, now)
 
 
-def doom(txn: Writer, chunk: Chunk) -> None:
+def _retire(txn: Writer, chunk: Chunk) -> None:
+    state = after(chunk.state, Event.RETIRE)
+    assert state is not None
+    txn.put(retired_key(chunk.rewritten_s, chunk.chunk), b"")
+    counters = get_counters(txn)
+    put_counters(txn, replace(counters, chunks_retired=counters.chunks_retired + 1))
+    of_chunks.settle(txn, replace(chunk, state=state), 0)
+
+
+def expire_retired(txn: Writer, command: ExpireRetired) -> None:
+    """See `ExpireRetired`."""
+    for number in command.chunks:
+        chunk = get_chunk(txn, number)
+        if chunk is not None and chunk.state is ChunkState.RETIRED and not chunk.live:
+            txn.delete(retired_key(chunk.rewritten_s, number))
+            counters = get_counters(txn)
+            put_counters(txn, replace(counters, chunks_retired=counters.chunks_retired - 1))
+            doom(txn, chunk, Event.EXPIRE)
+
+
+def retired(reader: Reader, limit: int) -> list[tuple[int, ChunkId]]:
+    """(when it was last copied from, chunk) of RETIRED chunks, the oldest first."""
+    return [(key_id(key), second_id(key)) for key, _ in _first(scan_prefix(reader, RETIRED), limit)]
+
+
+def doom(txn: Writer, chunk: Chunk, event: Event = Event.EMPTY) -> None:
     """A chunk without a live byte: its fragments are to be deleted."""
-    state = after(chunk.state, Event.EMPTY)
+    state = after(chunk.state, event)
     assert state is not None
     doomed = replace(chunk, state=state)
     counters = get_counters(txn)

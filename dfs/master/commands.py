@@ -298,6 +298,12 @@ class Repoint(Command[Repointed], frozen=True, tag=82):
     limit: int = 500
 
 
+class ExpireRetired(Command[None], frozen=True, tag=83):
+    """These RETIRED chunks need not be kept any longer: they are DOOMED. Others are left alone."""
+
+    chunks: tuple[ChunkId, ...]
+
+
 # ------------------------------------------------------------------ servers and disks
 
 
@@ -449,6 +455,7 @@ AnyCommand: TypeAlias = (
     | AllocateTarget
     | AbandonTarget
     | Repoint
+    | ExpireRetired
     | RegisterServer
     | MendMetadata
     | CompleteRestore

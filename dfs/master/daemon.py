@@ -43,6 +43,7 @@ from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.purge import PurgeFiles, PurgeFragments
 from dfs.master.jobs.rebalance import Rebalance
 from dfs.master.jobs.repair import Repair
+from dfs.master.jobs.retire import KEEP_S, ExpireRetiredChunks
 from dfs.master.jobs.rewriter import Rewriter
 from dfs.master.jobs.scrub import Scrub
 from dfs.master.jobs.seal import SealJob
@@ -88,6 +89,8 @@ class MasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float = 1.0
     down_after_s: float = 60.0
     """How long a chunk server may be silent before its fragments count as lost."""
+    keep_retired_s: float = KEEP_S
+    """How long chunks are kept whose bytes compaction or conversion has copied elsewhere."""
     cache_bytes: int = 128 * 1024 * 1024
     """Memory for metadata that was read lately."""
     http: str = ""
@@ -119,6 +122,7 @@ class Master:
         clock: Callable[[], float] = trio.current_time,
         now_ns: Callable[[], int] = time.time_ns,
         snapshots: Path | None = None,
+        keep_retired_s: float = KEEP_S,
     ) -> None:
         """Format an empty store, and take up what a full one says. `clock` only goes forward.
 
@@ -218,6 +222,7 @@ class Master:
             ExpireSessions(context, leases),
             seal,
             PurgeFiles(context),
+            ExpireRetiredChunks(context, keep_retired_s),
             PurgeFragments(context),
             CountHealth(health),
         )
@@ -273,6 +278,7 @@ async def run_master(
             lease_s=config.lease_s,
             random=Random(),
             snapshots=config.data / "snapshots",
+            keep_retired_s=config.keep_retired_s,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, nursery.cancel_scope)

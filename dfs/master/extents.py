@@ -145,7 +145,7 @@ def check(reader: Reader, session: SessionId, extents: Sequence[Extent], base: i
 
 def _committable(reader: Reader, session: SessionId, chunk_id: ChunkId) -> Chunk:
     chunk = get_chunk(reader, chunk_id) if chunk_id > 0 else None
-    if chunk is None or chunk.state is ChunkState.DOOMED:
+    if chunk is None or chunk.state not in (ChunkState.OPEN, ChunkState.SEALED):
         raise _stale(f"chunk {chunk_id} is gone")
     if chunk.state is ChunkState.OPEN and chunk.owner != session:
         raise _stale(f"chunk {chunk_id} is open for session {chunk.owner}, not {session}")

@@ -79,7 +79,7 @@ class _Tally:
             self.empty += 1
 
     def counts(self, chunks: int) -> Counts:
-        """`chunks`: all that are not DOOMED. What changed during the count may be in it twice."""
+        """`chunks`: all OPEN and SEALED ones. What changed during the count may be in it twice."""
         bad = self.degraded + self.at_risk + self.lost + self.empty
         return Counts(max(0, chunks - bad), self.degraded, self.at_risk, self.lost)
 
@@ -113,7 +113,8 @@ class Health:
                     return False
                 await pause()
         counters = get_counters(self._reader)
-        self.counts = tally.counts(counters.chunks - counters.chunks_doomed)
+        held = counters.chunks - counters.chunks_doomed - counters.chunks_retired
+        self.counts = tally.counts(held)
         return True
 
     def _slices(self, prefix: bytes) -> Iterator[list[bytes]]:

@@ -1,7 +1,7 @@
 """Jobs as the store keeps them, so that they outlive the master: pure, over a transaction.
 
-Two standing jobs, repair and scrub, are always there: they can be paused, and never end. The others
-are started by a person and run to their end; the last `KEPT` ended ones stay listed.
+The standing jobs, repair, scrub and compact, are always there: they can be paused, and never end.
+The others are started by a person and run to their end; the last `KEPT` ended ones stay listed.
 """
 
 from typing import Final
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from dfs.core.ids import DiskId
 from dfs.master.commands import JobProgress, SetBudget, SetJobState, StartJob, UpdateJobs
 from dfs.master.keyspace import (
+    COMPACT_JOB,
     JOB,
     META_BUDGET,
     REPAIR_JOB,
@@ -27,17 +28,21 @@ from dfs.master.keyspace import (
     scan_prefix,
     u64,
 )
-from dfs.wire.messages import JobState
+from dfs.wire.messages import FIRST_FREE_JOB, JobState
 
 KEPT: Final = 50
 """Ended jobs that stay listed."""
+
+_STANDING: Final = {REPAIR_JOB: "repair", SCRUB_JOB: "scrub", COMPACT_JOB: "compact"}
 
 ENDED: Final = frozenset((JobState.DONE, JobState.CANCELLED, JobState.FAILED))
 
 
 def put_standing(txn: Writer, time_ns: int) -> None:
-    """Write down the standing jobs, into a store that has none."""
-    for number, kind in ((REPAIR_JOB, "repair"), (SCRUB_JOB, "scrub")):
+    """Write down those standing jobs that the store has not."""
+    for number, kind in _STANDING.items():
+        if get_job(txn, number) is not None:
+            continue
         _put(
             txn,
             JobRecord(
@@ -120,7 +125,7 @@ def _put(txn: Writer, job: JobRecord) -> None:
 
 
 def is_standing(job: JobRecord) -> bool:
-    return job.job in (REPAIR_JOB, SCRUB_JOB)
+    return job.job < FIRST_FREE_JOB
 
 
 def get_job(reader: Reader, job: int) -> JobRecord | None:

@@ -16,6 +16,7 @@ big-endian integer, or raw bytes. This module is the only one that knows the byt
 | `x` | extent by chunk   | chunk, chunk offset (4), ino, file off. | length (4 bytes)          |
 | `f` | fragment by disk  | disk, chunk                             | fragment index (1 byte)   |
 | `g` | doomed fragment   | disk, chunk                             | empty; stale: its index   |
+| `R` | retired chunk     | rewritten_s of the chunk, chunk         | empty                     |
 | `W` | wanting chunk     | chunk                                   | since when, ns (8 bytes)  |
 | `y` | removed disk      | uuid                                    | when, ns (8 bytes)        |
 | `j` | job               | job                                     | JobRecord                 |
@@ -54,7 +55,8 @@ Invariants (`invariants.check` walks them all):
 - An inode that has extended attributes has the flag XATTRS, one that is open the flag OPENED.
 - Each extent has its row in extent-by-chunk, and the other way round. `live` of a chunk is the
   sum of its extents' lengths. A SEALED chunk has live bytes; one without is DOOMED, and each
-  fragment of a DOOMED one is in the doomed table.
+  fragment of a DOOMED one is in the doomed table. One that bytes were copied from (`rewritten_s`)
+  is RETIRED before it is DOOMED, and exactly then in the table of those.
 - Open and open-by-session mirror each other; so do chunk-by-session and the OPEN chunks' `owner`
   (0: its session is gone, the master shall seal it),
   fragment-by-disk and the chunks' fragments, and each by-uuid, by-name and by-nonce index.
@@ -86,10 +88,10 @@ from dfs.core.ids import (
 )
 from dfs.core.inode import Extent, Inode
 from dfs.core.policy import Policy
-from dfs.wire.messages import JobState
+from dfs.wire.messages import FIRST_FREE_JOB, JobState
 
-SCHEMA_VERSION: Final = 2
-"""2: wanting chunks, jobs and stale fragments; see `upgrades`."""
+SCHEMA_VERSION: Final = 3
+"""2: wanting chunks, jobs and stale fragments; 3: retired chunks, the standing compaction."""
 
 META_SCHEMA: Final = b"mschema"
 """Schema version, 8 bytes. Absent in a store that was never formatted."""
@@ -105,7 +107,7 @@ META_BUDGET: Final = b"mbudget"
 """Bytes a second that background work may move, 8 bytes. Absent: no bound."""
 
 INODE, DENTRY, EXTENT, TRIM, XATTR = b"i", b"d", b"e", b"t", b"a"
-CHUNK, EXTENT_BY_CHUNK, FRAGMENT_BY_DISK, DOOMED = b"c", b"x", b"f", b"g"
+CHUNK, EXTENT_BY_CHUNK, FRAGMENT_BY_DISK, DOOMED, RETIRED = b"c", b"x", b"f", b"g", b"R"
 POLICY, POLICY_BY_NAME = b"p", b"n"
 SERVER, SERVER_BY_UUID, DISK, DISK_BY_UUID = b"s", b"v", b"k", b"l"
 SESSION, SESSION_BY_NONCE, OPEN, OPEN_BY_SESSION = b"S", b"N", b"o", b"O"
@@ -116,8 +118,7 @@ WANTING, JOB, REMOVED_DISK = b"W", b"j", b"y"
 
 REPAIR_JOB: Final = 1
 SCRUB_JOB: Final = 2
-FIRST_FREE_JOB: Final = 16
-"""Jobs below are the standing ones, which never end."""
+COMPACT_JOB: Final = 3
 
 
 class Orphan(IntEnum):
@@ -157,6 +158,7 @@ class Counters(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Raw bytes that chunks hold, live and dead, those of DOOMED ones till they are deleted."""
     redundancy: int = 0
     """Raw bytes of the fragments that these have beyond k."""
+    chunks_retired: int = 0
 
 
 class SessionRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -324,6 +326,10 @@ def fragment_by_disk_place(key: bytes) -> tuple[DiskId, ChunkId]:
 
 def doomed_key(disk: DiskId, chunk: ChunkId) -> bytes:
     return b"g" + disk.to_bytes(8, "big") + chunk.to_bytes(8, "big")
+
+
+def retired_key(rewritten_s: int, chunk: ChunkId) -> bytes:
+    return b"R" + rewritten_s.to_bytes(8, "big") + chunk.to_bytes(8, "big")
 
 
 def wanting_key(chunk: ChunkId) -> bytes:

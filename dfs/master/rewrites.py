@@ -2,8 +2,8 @@
 
 A chunk server copies parts of SEALED chunks, one after the other, into a target: an OPEN chunk of
 the master's own. Then `repoint` moves the extents, in bounded steps; between two of them some
-lie here and some there, and all read the same. A source that has lost its last extent is DOOMED by
-the same transaction, as if its files had been removed.
+lie here and some there, and all read the same. A source that has lost its last extent is RETIRED by
+the same transaction: backups of the metadata that are older than this refer to it.
 
 Called by `State` for the commands of `jobs.rewriter`.
 """
@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, islice
 from typing import Final
+
+from msgspec.structs import replace
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState
 from dfs.core.errors import FileSystemError
@@ -27,6 +29,7 @@ from dfs.master.keyspace import (
     extent_key,
     get_chunk,
     get_inode,
+    put_chunk,
     scan_prefix,
     u64,
 )
@@ -92,8 +95,10 @@ def repoint(txn: Transaction, command: Repoint) -> Repointed:
         ledger.add(command.source, -length)
         rows += 1
         moved += length
-    if rows and _is_open(target):
-        chunks.seal_before_use(txn, target, command.length, command.lost, command.time_ns)
+    if rows:
+        if _is_open(target):
+            chunks.seal_before_use(txn, target, command.length, command.lost, command.time_ns)
+        put_chunk(txn, replace(source, rewritten_s=command.time_ns // 1_000_000_000))
     ledger.book(txn)
     upto = Place(*extent_by_chunk_place(found[-1][0])[1:]) if len(found) == command.limit else None
     return Repointed(rows, moved, upto)

@@ -129,6 +129,7 @@ _HANDLERS: Final[dict[type[Command[Any]], Callable[[Transaction, Any], Any]]] = 
     commands.AllocateTarget: rewrites.allocate,
     commands.AbandonTarget: rewrites.abandon,
     commands.Repoint: rewrites.repoint,
+    commands.ExpireRetired: chunks.expire_retired,
     commands.RegisterServer: membership.register,
     commands.MendMetadata: mend.mend,
     commands.CompleteRestore: hold.complete,

@@ -23,6 +23,7 @@ def upgrade(txn: Writer, time_ns: int) -> None:
     version = from_u64(txn.get(META_SCHEMA) or u64(SCHEMA_VERSION))
     if version < 2:
         _note_what_is_wanting(txn, time_ns)
+    if version < 3:
         _add_up(txn)
         job_table.put_standing(txn, time_ns)
     if version < SCHEMA_VERSION:

@@ -720,9 +720,15 @@ class StatusReply(Message, frozen=True):
     """Raw bytes that chunks hold, live and dead."""
     redundancy: int = 0
     """Raw bytes of their fragments beyond k."""
+    chunks_retired: int = 0
+    """Chunks that no file refers to, kept for older backups of the metadata; not in `chunks`."""
 
 
 # ------------------------------------------------------------------ jobs and membership
+
+
+FIRST_FREE_JOB: Final = 16
+"""Jobs with lower numbers are the standing ones, which never end."""
 
 
 class JobState(IntEnum):

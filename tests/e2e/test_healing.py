@@ -16,7 +16,11 @@ DOWN_AFTER_S = 4
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with Cluster(
-        tmp_path / "cluster", servers=4, down_after=f"{DOWN_AFTER_S}s", capacity="2GiB"
+        tmp_path / "cluster",
+        servers=4,
+        down_after=f"{DOWN_AFTER_S}s",
+        keep_retired="0s",
+        capacity="2GiB",
     ) as made:
         yield made
 

@@ -287,3 +287,25 @@ def test_fragments_that_moved_after_the_backup_are_found_again(tree: Path, tmp_p
         shutil.rmtree(tmp_path / "back")
         cluster.dfs("download", "-r", "/tree", tmp_path / "back")
         oracle.assert_same(tree, tmp_path / "back")
+
+
+def test_what_compaction_has_moved_after_the_backup_is_still_where_it_was(
+    tree: Path, tmp_path: Path
+) -> None:
+    """Nobody removed these files: a backup from before must bring them back."""
+    with Cluster(tmp_path / "cluster", servers=3) as cluster:
+        oracle.random_file(tmp_path / "filler", 8_000_000, seed=1)
+        cluster.dfs("upload", "-r", tree, tmp_path / "filler", "/")
+        cluster.dfs("rm", "/filler")
+        cluster.dfs("admin", "backup", tmp_path / "backup")
+        cluster.dfs("admin", "compact", "--threshold", "1%", "--wait")
+        status = cluster.json("admin", "status")
+        assert status["chunks"]["retired"] > 0
+        assert "kept for older backups" in cluster.dfs("admin", "status").stdout
+        restore(cluster, tmp_path / "backup")
+        heard(cluster)
+        cluster.dfs("download", "-r", "/tree", tmp_path / "back")
+        oracle.assert_same(tree, tmp_path / "back")
+        assert not cluster.json("admin", "status")["chunks"]["lost"]
+        cluster.dfs("admin", "confirm-restore", "--yes")
+        wait_until(lambda: cluster.json("admin", "fsck")["sound"], what="a sound cluster")

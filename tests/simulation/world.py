@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 MASTER: Final = "master:9420"
 LEASE_S: Final = 90.0
+KEEP_RETIRED_S: Final = 20.0
 TIMING: Final = Timing()
 _EPOCH_NS: Final = 1_700_000_000_000_000_000
 
@@ -127,6 +128,7 @@ class World:
             connector=self.network.connector("master"),
             random=self.fork_random(),
             now_ns=now_ns,
+            keep_retired_s=KEEP_RETIRED_S,
         )
         await master.run([self.network.listen(MASTER)], task_status=task_status)
 

@@ -50,7 +50,7 @@ def _extents_of(
         length = int.from_bytes(value, "big")
         live += length
         walk.seen["extents by chunk"] += 1
-        if chunk is None or chunk.state is ChunkState.DOOMED:
+        if chunk is None or chunk.state in (ChunkState.DOOMED, ChunkState.RETIRED):
             yield gone(ino, offset, number)
         elif chunk_offset + length > chunk.length:
             yield past_the_end(ino, offset, number)
@@ -87,11 +87,14 @@ def _fragments(walk: Walk, chunk: Chunk) -> Found:
     number = chunk.chunk
     doomed = chunk.state is ChunkState.DOOMED
     reader = walk.reader
+    if chunk.state is ChunkState.RETIRED:
+        if reader.get(keys.retired_key(chunk.rewritten_s, number)) is None:
+            yield Problem(f"chunk {number} is retired and not in that table", IndexChunk(number))
     listed = reader.get_many(
         [keys.fragment_by_disk_key(each.disk, number) for each in chunk.fragments]
     )
     for fragment, index in zip(chunk.fragments, listed, strict=True):
-        walk.seen[fragment.state.name] += not doomed
+        walk.seen[fragment.state.name] += chunk.state in (ChunkState.OPEN, ChunkState.SEALED)
         if index != bytes((fragment.index,)):
             yield Problem(
                 f"fragment {fragment.index} of chunk {number} is not in fragment-by-disk",
@@ -132,6 +135,7 @@ def _mirrors(walk: Walk) -> Found:
     yield from _by_disk(walk)
     yield from _stale(walk)
     yield from _wanting(walk)
+    yield from _retired(walk)
     yield from _by_session(walk)
 
 
@@ -180,6 +184,16 @@ def _wanting(walk: Walk) -> Found:
         if walk.reader.get(keys.chunk_key(key_id(key))) is None:
             yield Problem(
                 f"chunk {key_id(key)} is in the wanting table and does not exist", DropRow(key)
+            )
+
+
+def _retired(walk: Walk) -> Found:
+    for key, _ in walk.rows(keys.RETIRED):
+        chunk = walk.chunk(second_id(key))
+        right = chunk is not None and chunk.rewritten_s == key_id(key)
+        if chunk is None or chunk.state is not ChunkState.RETIRED or not right:
+            yield Problem(
+                f"chunk {second_id(key)} is in the table of retired ones by mistake", DropRow(key)
             )
 
 

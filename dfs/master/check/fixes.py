@@ -189,6 +189,7 @@ class AdjustCounters(Fix, frozen=True, tag=32):
     next_job: int = 0
     length: int = 0
     redundancy: int = 0
+    chunks_retired: int = 0
 
 
 AnyFix: TypeAlias = (

@@ -326,7 +326,7 @@ class _Inodes:
         self._walk.unindexed = True
         yield Problem(f"{where} is not in extent-by-chunk", IndexExtent(ino, offset))
         chunk = self._walk.chunk(extent.chunk)
-        if chunk is None or chunk.state is ChunkState.DOOMED:
+        if chunk is None or chunk.state in (ChunkState.DOOMED, ChunkState.RETIRED):
             yield gone(ino, offset, extent.chunk)
         elif extent.chunk_offset + extent.length > chunk.length:
             yield past_the_end(ino, offset, extent.chunk)

@@ -104,7 +104,7 @@ def _adjust_counters(ctx: Context, fix: fixes.AdjustCounters) -> bool:
         name: getattr(counters, name) + getattr(fix, name)
         for name in (
             *("inodes", "live", "chunks", "chunks_open", "chunks_doomed"),
-            *("purging", "wanting", "stale", "length", "redundancy"),
+            *("chunks_retired", "purging", "wanting", "stale", "length", "redundancy"),
         )
     }
     raised = {

@@ -178,6 +178,8 @@ def index_chunk(ctx: Context, fix: fixes.IndexChunk) -> bool:
         txn.delete(keys.chunk_by_session_key(chunk.owner, number))
     if is_open:
         txn.put(keys.chunk_by_session_key(owner, number), b"")
+    if chunk.state is ChunkState.RETIRED:
+        txn.put(keys.retired_key(chunk.rewritten_s, number), b"")
     for fragment in chunk.fragments:
         txn.put(keys.fragment_by_disk_key(fragment.disk, number), bytes((fragment.index,)))
         if chunk.state is ChunkState.DOOMED:
@@ -278,6 +280,12 @@ def _not_owned(reader: Reader, key: bytes, _: bytes) -> bool:
     return chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner != key_id(key)
 
 
+def _not_retired(reader: Reader, key: bytes, _: bytes) -> bool:
+    chunk = sound_chunk(reader, second_id(key))
+    kept = chunk is not None and chunk.state is ChunkState.RETIRED
+    return chunk is None or not kept or chunk.rewritten_s != key_id(key)
+
+
 def _leads_astray(reader: Reader, key: bytes, raw: bytes) -> bool:
     table = next(table for table, index in INDEXES.items() if index.table == key[:1])
     record = reader.get(table + raw)
@@ -304,6 +312,7 @@ _USELESS: Final[dict[bytes, Callable[[Reader, bytes, bytes], bool]]] = {
     keys.CHUNK_BY_SESSION: _not_owned,
     keys.DELEGATION_BY_SESSION: _not_delegated,
     keys.RESERVED: _not_reserved,
+    keys.RETIRED: _not_retired,
     keys.WANTING: lambda reader, key, _: sound_chunk(reader, key_id(key)) is None,
     keys.LEFTOVERS: lambda reader, key, _: get_session(reader, key_id(key)) is not None,
     keys.REPLY: lambda reader, key, _: not is_known(reader, key_id(key)),

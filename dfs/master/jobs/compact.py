@@ -5,15 +5,17 @@ threshold, by policy, until what lives in them fills a chunk: that is one rewrit
 Nothing is changed in place, and nothing is moved but live bytes. A byte that several files share
 counts as live for each of them, so a chunk with such bytes is left alone longer.
 
+A standing job sweeps all the time, slowly; `dfs admin compact` sweeps once, at full speed.
+
 The position that is written down is before every chunk that is not done, so a new master misses
 none.
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing
 from itertools import islice
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -27,7 +29,15 @@ from dfs.master.commands import StartJob
 from dfs.master.jobs.board import RunningJob, seconds_for
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.rewriter import Portion, Rewriter, expected_bytes
-from dfs.master.keyspace import CHUNK, chunk_key, decode_chunk, get_chunk, get_policy, prefix_end
+from dfs.master.keyspace import (
+    CHUNK,
+    COMPACT_JOB,
+    chunk_key,
+    decode_chunk,
+    get_chunk,
+    get_policy,
+    prefix_end,
+)
 from dfs.wire.messages import PlanReply
 from dfs.wire.messages import StartJob as StartRequest
 
@@ -41,6 +51,12 @@ PARTS_MAX: Final = 32_768
 """Runs of live bytes that one rewrite copies: what an order may weigh."""
 FAILED_MAX: Final = 1000
 """A sweep in which so many chunks failed goes no further: something is wrong with all of it."""
+THRESHOLD: Final = 0.5
+"""The dead share at which the standing job writes a chunk anew."""
+REST_S: Final = 60.0
+"""Before each of its sweeps."""
+PACE: Final = 30.0
+"""It takes a thirtieth of the event loop to look for chunks."""
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Before what failed is tried again."""
 SLICE: Final = 256
@@ -70,10 +86,11 @@ class Compact:
                 f"a threshold of {threshold:.0%} makes no sense", hint="use one from 1% to 100%"
             )
         items = live = freed = 0
-        async for chunk in candidates(self._context, threshold):
-            items += 1
-            live += chunk.live
-            freed += round((chunk.length - chunk.live) * chunk.width / chunk.k)
+        async with aclosing(candidates(self._context, threshold)) as found:
+            async for chunk in found:
+                items += 1
+                live += chunk.live
+                freed += round((chunk.length - chunk.live) * chunk.width / chunk.k)
         context = self._context
         command = StartJob(
             context.now_ns(),
@@ -92,6 +109,8 @@ class Compact:
         return PlanReply(self.name, SUBJECT, items, live, seconds, (), notes), command
 
     async def run(self, job: RunningJob) -> str:
+        if job.record.job == COMPACT_JOB:
+            await self._stand(job)
         if hold.is_held(self._context.reader):
             raise UnavailableError(
                 "the metadata were restored, and nobody has confirmed yet that they are to be used",
@@ -109,18 +128,35 @@ class Compact:
         done = f"{job.items_done} chunks rewritten"
         return f"{done}, {job.failures} could not be: {sweep.why}" if job.failures else done
 
+    async def _stand(self, job: RunningJob) -> NoReturn:
+        """Sweep now and then, in no haste. What fails is met again by the next sweep."""
+        while True:
+            await trio.sleep(REST_S)
+            if hold.is_held(self._context.reader):
+                continue
+            if not job.position:
+                job.reset()
+            sweep = Sweep(self._context, self._rewriter, job, THRESHOLD, pace=PACE)
+            await sweep.run()
+            job.note = f"{len(sweep.failed)} chunks failed: {sweep.why}" if sweep.failed else ""
+
 
 async def candidates(
-    context: JobContext, threshold: float, after: ChunkId = 0
-) -> AsyncIterator[Chunk]:
-    """SEALED chunks that are whole and dead enough, in order, past `after`; a slice at a time."""
+    context: JobContext, threshold: float, after: ChunkId = 0, *, pace: float = 0.0
+) -> AsyncGenerator[Chunk, None]:
+    """SEALED chunks that are whole and dead enough, in order, past `after`; a slice at a time.
+
+    `pace`: a slice that took t is followed by a pause of t times that.
+    """
     while True:
+        began = trio.current_time()
         rows = context.reader.scan(chunk_key(after + 1), prefix_end(CHUNK))
         chunks = [decode_chunk(value) for _, value in islice(rows, SLICE)]
+        took_s = trio.current_time() - began
         for chunk in chunks:
             if _is_due(chunk, threshold):
                 yield chunk
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(pace * took_s)
         if len(chunks) < SLICE:
             return
         after = chunks[-1].chunk
@@ -155,12 +191,20 @@ class Sweep:
     """Once through the chunk table, from the job's position on."""
 
     def __init__(
-        self, context: JobContext, rewriter: Rewriter, job: RunningJob, threshold: float
+        self,
+        context: JobContext,
+        rewriter: Rewriter,
+        job: RunningJob,
+        threshold: float,
+        *,
+        pace: float = 0.0,
     ) -> None:
+        """`pace`: see `candidates`. With one, how much there is to do is not known before."""
         self._context = context
         self._rewriter = rewriter
         self._job = job
         self._threshold = threshold
+        self._pace = pace
         self._groups: dict[PolicyId, _Group] = {}
         self._undone: set[ChunkId] = set()
         """Found and not done with."""
@@ -171,8 +215,8 @@ class Sweep:
 
     async def run(self) -> None:
         limit = trio.Semaphore(AT_ONCE)
-        async with trio.open_nursery() as nursery:
-            async for group in self._gathered():
+        async with trio.open_nursery() as nursery, aclosing(self._gathered()) as groups:
+            async for group in groups:
                 await self._job.turn()
                 await limit.acquire()
                 if len(self.failed) >= FAILED_MAX:
@@ -180,17 +224,22 @@ class Sweep:
                 nursery.start_soon(self._carry_out, group, limit)
         self._job.position = 0
 
-    async def _gathered(self) -> AsyncIterator[_Group]:
-        async for chunk in candidates(self._context, self._threshold, self._reached):
-            self._reached = chunk.chunk
-            self._undone.add(chunk.chunk)
-            group = self._groups.get(chunk.policy)
-            if group is not None and not group.fits(chunk):
-                yield group
-                group = None
-            if group is None:
-                group = self._groups[chunk.policy] = _Group(chunk.policy)
-            group.add(chunk)
+    async def _gathered(self) -> AsyncGenerator[_Group, None]:
+        found = candidates(self._context, self._threshold, self._reached, pace=self._pace)
+        async with aclosing(found):
+            async for chunk in found:
+                self._reached = chunk.chunk
+                if self._pace:
+                    self._job.items_total += 1
+                    self._job.bytes_total += chunk.live
+                self._undone.add(chunk.chunk)
+                group = self._groups.get(chunk.policy)
+                if group is not None and not group.fits(chunk):
+                    yield group
+                    group = None
+                if group is None:
+                    group = self._groups[chunk.policy] = _Group(chunk.policy)
+                group.add(chunk)
         for group in self._groups.values():
             yield group
 

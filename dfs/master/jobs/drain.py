@@ -15,7 +15,7 @@ from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.units import format_size
 from dfs.master import fragments
-from dfs.master.commands import SetDraining, StartJob
+from dfs.master.commands import ExpireRetired, SetDraining, StartJob
 from dfs.master.jobs.board import RunningJob, seconds_for
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
@@ -198,6 +198,10 @@ class Drain:
     async def _move(self, job: RunningJob, disk: DiskId, number: ChunkId) -> None:
         found = self._mover.movable(number, disk)
         if found is None:
+            chunk = get_chunk(self._context.reader, number)
+            if chunk is not None and chunk.state is ChunkState.RETIRED:
+                # Not worth moving: it is kept while that costs nothing.
+                self._context.journal.append(ExpireRetired(self._context.now_ns(), (number,)))
             return
         # Without the claim: a job that is paused must not keep repair from the chunk.
         async with job.paid(found[0].fragment_length) as bill:

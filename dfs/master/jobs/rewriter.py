@@ -8,7 +8,7 @@ its last extent went, and its fragments are deleted once that is on the master's
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -84,21 +84,18 @@ class Rewriter:
         return f"<Rewriter {self._busy.total()} chunks under way>"
 
     async def live_parts(self, chunk: ChunkId) -> tuple[RewritePart, ...]:
-        """What extents refer to, in order; a byte of two files is there once."""
-        runs = Runs()
-        async for place, length in self._extents(chunk):
-            runs.add(place.chunk_offset, length)
-        return runs.parts()
+        """What extents refer to, in order; a byte of two files is there once.
 
-    async def _extents(self, chunk: ChunkId) -> AsyncIterator[tuple[Place, int]]:
-        """Letting others in now and then: what changes meanwhile is for `Repoint` to see."""
+        Lets others in now and then: what changes meanwhile is for `Repoint` to see.
+        """
+        runs = Runs()
         start, end = EXTENT_BY_CHUNK + u64(chunk), prefix_end(EXTENT_BY_CHUNK + u64(chunk))
         while rows := list(islice(self._context.reader.scan(start, end), SLICE)):
             for key, value in rows:
-                _, chunk_offset, ino, file_offset = extent_by_chunk_place(key)
-                yield Place(chunk_offset, ino, file_offset), int.from_bytes(value, "big")
+                runs.add(extent_by_chunk_place(key)[1], int.from_bytes(value, "big"))
             start = rows[-1][0] + b"\0"
             await trio.lowlevel.checkpoint()
+        return runs.parts()
 
     async def rewrite(
         self, portions: Sequence[Portion], policy: Policy, *, only: PolicyId = 0

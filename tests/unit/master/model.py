@@ -23,7 +23,7 @@ from dfs.core.chunk import ChunkState, Layout
 from dfs.core.errors import from_wire
 from dfs.core.ids import MASTER_SESSION, ROOT_INODE, ChunkId, InodeId, SessionId
 from dfs.core.inode import Extent, Inode
-from dfs.master import commands, invariants, keyspace, queries, xattrs
+from dfs.master import chunks, commands, invariants, keyspace, queries, xattrs
 from dfs.master.commands import Command
 from dfs.master.jobs.rewriter import Runs
 from dfs.master.keyspace import get_chunk
@@ -574,10 +574,14 @@ class Pair:
         if self.copies:
             self.run(commands.AbandonTarget(self.tick(), self.copies[0].target))
 
+    def expire_retired(self, limit: int) -> None:
+        due = chunks.retired(self.memory.store, limit)
+        self.run(commands.ExpireRetired(self.tick(), tuple(number for _, number in due)))
+
     def start_master(self) -> None:
         self.run(commands.StartMaster(self.tick(), 1))
-        chunks = keyspace.scan_prefix(self.memory.store, keyspace.CHUNK)
-        assert MASTER_SESSION not in {keyspace.decode_chunk(value).owner for _, value in chunks}
+        rows = keyspace.scan_prefix(self.memory.store, keyspace.CHUNK)
+        assert MASTER_SESSION not in {keyspace.decode_chunk(value).owner for _, value in rows}
 
     # ---------------------------------------------------------------- attributes
 
@@ -725,6 +729,7 @@ STEPS: Final[dict[str, tuple[int, dict[str, Choice]]]] = {
     "copy": (2, {"leave": One(1, 1, 2)}),
     "repoint": (4, {"at": AT, "limit": One(1, 3, 1000), "only": One(0, 0, 1, 2)}),
     "abandon": (1, {}),
+    "expire_retired": (1, {"limit": One(1, 100)}),
     "start_master": (1, {}),
     "unnamed": (1, {"at": AT}),
     "open": (2, {"at": AT}),

@@ -41,6 +41,8 @@ EXPECTED = {
     (ChunkState.OPEN, Event.SEAL): ChunkState.SEALED,
     (ChunkState.OPEN, Event.EMPTY): ChunkState.DOOMED,
     (ChunkState.SEALED, Event.EMPTY): ChunkState.DOOMED,
+    (ChunkState.SEALED, Event.RETIRE): ChunkState.RETIRED,
+    (ChunkState.RETIRED, Event.EXPIRE): ChunkState.DOOMED,
     (ChunkState.DOOMED, Event.DROP): None,
 }
 

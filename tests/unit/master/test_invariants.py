@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dfs.core.ids import ROOT_INODE
 from dfs.core.inode import Extent, InodeFlag
-from dfs.master import invariants, removal
+from dfs.master import commands, invariants, removal
 from dfs.master import keyspace as keys
 from dfs.wire.messages import Link, Open, PunchHole, SetXattr, Symlink, Unlink
 from tests.unit.master.rig import Rig
@@ -39,8 +39,21 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Rig:
     rig.made(Link(FILE, DIRECTORY, b"again"))
     rig.seal(sealed, 10)
     rig.seal(rig.chunk(), 10)
+    # A chunk whose only bytes have been copied to another.
+    source = rig.chunk()
+    rig.commit(FILE, (40, 10, source, 0))
+    rig.seal(source, 10)
+    placement = commands.Placement(1, 2, (1, 2, 3))
+    copy = rig.state.apply(commands.AllocateTarget(rig.tick(), 1, placement)).chunk
+    rig.state.apply(commands.Repoint(rig.tick(), copy, 10, (), source, ((0, 10),), 0))
     rig.check()
     return rig
+
+
+def kept(rig: Rig) -> bytes:
+    """Its key in the table of retired chunks."""
+    ((key, _),) = keys.scan_prefix(rig.store, keys.RETIRED)
+    return key
 
 
 def inode(rig: Rig, number: int, /, **changes: object) -> dict[bytes, bytes | None]:
@@ -136,6 +149,9 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("among its session's", lambda rig: {keys.chunk_by_session_key(rig.session, 1): None}),
     ("for session 1 by mistake", lambda rig: {keys.chunk_by_session_key(1, 2): b""}),
     ("not so on disk 1", lambda rig: {keys.doomed_key(1, 3): None}),
+    ("retired and not in that table", lambda rig: {kept(rig): None}),
+    ("retired ones by mistake", lambda rig: {keys.retired_key(7, 2): b""}),
+    ("a count", lambda rig: counters(rig, chunks_retired=5)),
     ("doomed on disk 1 by mistake", lambda rig: {keys.doomed_key(1, 1): b""}),
     (
         "is delegated and no directory",

@@ -39,6 +39,7 @@ IDS = st.integers(0, (1 << 64) - 1)
         (keys.open_key(2, 8), "6f00000000000000020000000000000008"),
         (keys.open_by_session_key(8, 2), "4f00000000000000080000000000000002"),
         (keys.chunk_by_session_key(8, 4), "6200000000000000080000000000000004"),
+        (keys.retired_key(9, 4), "5200000000000000090000000000000004"),
         (keys.reply_key(8, 255), "72000000000000000800ff"),
         (keys.orphan_key(2), "750000000000000002"),
         (keys.purge_key(2), "710000000000000002"),
@@ -62,7 +63,7 @@ def test_no_two_tables_share_a_prefix() -> None:
 
 
 def test_values_of_schema_version_1_are_still_read() -> None:
-    assert keys.SCHEMA_VERSION == 2
+    assert keys.SCHEMA_VERSION == 3
     inode = "dc001002cd81a401cd03e8320506070801090a0000c40000"
     assert keys.decode_inode(bytes.fromhex(inode)) == Inode(
         2, 0o100644, 1, 1000, 50, 5, 6, 7, 8, 1, 9, 10

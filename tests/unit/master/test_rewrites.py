@@ -8,7 +8,7 @@ from dfs.core.chunk import Chunk, ChunkState, FragmentState
 from dfs.core.errors import FileSystemError
 from dfs.core.ids import MASTER_SESSION
 from dfs.core.inode import Extent
-from dfs.master import commands, fragments
+from dfs.master import chunks, commands, fragments
 from dfs.master.commands import Place, Placement, Repoint, Repointed
 from dfs.master.keyspace import get_chunk
 from dfs.wire.messages import CloneRange, Commit, SetPolicy, Unlink
@@ -44,7 +44,7 @@ def repoint(
     return rig.state.apply(command)
 
 
-def test_all_files_that_share_the_bytes_move_and_the_source_is_doomed() -> None:
+def test_all_files_that_share_the_bytes_move_and_the_source_is_retired() -> None:
     rig = Rig()
     one, other = rig.create(b"one"), rig.create(b"other")
     source = sealed(rig, one, (0, 10), (60, 20))
@@ -54,7 +54,7 @@ def test_all_files_that_share_the_bytes_move_and_the_source_is_doomed() -> None:
     assert (done.rows, done.bytes, done.upto) == (3, 35, None)
     assert rig.extents(one) == [(0, 10, to, 0), (60, 20, to, 10)]
     assert rig.extents(other) == [(0, 5, to, 15)]
-    assert chunk_of(rig, source).state is ChunkState.DOOMED
+    assert chunk_of(rig, source).state is ChunkState.RETIRED
     moved = chunk_of(rig, to)
     assert (moved.state, moved.length, moved.live, moved.owner) == (ChunkState.SEALED, 30, 35, 0)
     assert [f.state for f in moved.fragments][2] is FragmentState.LOST
@@ -166,4 +166,26 @@ def test_a_target_in_use_is_not_abandoned() -> None:
     rig.state.apply(commands.AbandonTarget(rig.tick(), to))
     rig.state.apply(commands.StartMaster(rig.tick(), 100))
     assert chunk_of(rig, to).state is ChunkState.SEALED
+    rig.check()
+
+
+def test_what_was_copied_from_is_kept_however_its_last_byte_goes() -> None:
+    """A backup from before the copy refers to it, and so would a chunk without copies not."""
+    rig = Rig()
+    copied, rest = rig.create(b"copied"), rig.create(b"rest")
+    source = sealed(rig, copied, (0, 50))
+    rig.commit(rest, (0, 50, source, 50))
+    to = target(rig)
+    repoint(rig, source, to, (0, 50))
+    assert chunk_of(rig, source).state is ChunkState.SEALED
+    rig.do(Unlink(1, b"rest"))
+    retired = chunk_of(rig, source)
+    assert retired.state is ChunkState.RETIRED
+    rig.check()
+    rig.refuses(errno.ESTALE, Commit(copied, (Extent(0, 5, source, 0),)))
+    assert chunks.retired(rig.store, 9) == [(retired.rewritten_s, source)]
+    rig.state.apply(commands.ExpireRetired(rig.tick(), (source, to, 999)))
+    assert chunk_of(rig, source).state is ChunkState.DOOMED
+    assert chunk_of(rig, to).state is ChunkState.SEALED
+    assert chunks.retired(rig.store, 9) == []
     rig.check()
