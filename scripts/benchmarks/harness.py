@@ -239,8 +239,12 @@ def drop_cache(path: Path) -> None:
 
 
 def disk_bytes(directory: Path) -> int:
-    """Bytes allocated on disk under a directory."""
-    return sum(path.lstat().st_blocks * 512 for path in [directory, *directory.rglob("*")])
+    """Bytes allocated on disk under a directory; a file of several names counts once."""
+    found = {}
+    for path in [directory, *directory.rglob("*")]:
+        stat = path.lstat()
+        found[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+    return sum(found.values())
 
 
 def random_file(path: Path, size: int) -> Path:

@@ -67,9 +67,7 @@ def test_a_killed_server_is_seen_repaired_removed_and_replaced(
     assert cluster.json("admin", "plan", "drain", str(number))["bytes"] > 0
 
     cluster.kill("cs2")
-    wait_until(
-        lambda: server_named(cluster, "cs2")["state"] != "up", what="the dead server seen"
-    )
+    wait_until(lambda: server_named(cluster, "cs2")["state"] != "up", what="the dead server seen")
     wait_until(lambda: healthy(cluster), what="full redundancy again", timeout_s=60)
     assert survives(cluster) == {"disks": 2, "servers": 2}
     jobs = {job["kind"]: job for job in cluster.json("admin", "jobs", "list")["jobs"]}
