@@ -456,7 +456,8 @@ class OpenFiles:
 
     def _session_replaced(self) -> None:
         """The new session has nothing open: open it all again."""
-        for file in self._open.values():
+        # Other threads adopt files meanwhile.
+        for file in list(self._open.values()):
             self.nursery.start_soon(self._reopen, file, self.meta.session.current_id)
 
     async def _reopen(self, file: OpenFile, session: SessionId) -> None:

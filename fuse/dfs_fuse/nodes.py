@@ -82,7 +82,8 @@ class Nodes:
 
     def cached_child(self, parent: InodeId, name: bytes) -> InodeId | None:
         """The inode of a name, if that needs no question. From any thread."""
-        return self._delegations.child(parent, name) or self.cache.child(parent, name)
+        child = self._delegations.child(parent, name)
+        return self.cache.child(parent, name) if child is None else child or None
 
     def is_absent(self, parent: InodeId, name: bytes) -> bool:
         """Whether there is certainly no such name. From any thread."""
@@ -102,7 +103,11 @@ class Nodes:
     ) -> Inode:
         """`name` in `parent` is `inode`, as the master has just said when it was `asked`."""
         inode = self._learn(inode)
-        self.cache.learn_name(parent, name, inode.ino)
+        if self._delegations.child(parent, name) is None:
+            self.cache.learn_name(parent, name, inode.ino)
+        else:
+            # What is known of a directory of this mount's own is newer than any answer.
+            self.cache.note_name(parent, name, inode.ino)
         self._note_name(parent, name, inode.ino, asked)
         return inode
 

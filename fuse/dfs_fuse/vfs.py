@@ -181,7 +181,8 @@ class Vfs(Tree, Directories, ExtendedAttributes):
 
     def _is_open(self, ino: InodeId) -> bool:
         """Whether a program has it open here; an open that is under way does not count."""
-        return any(handle.ino == ino for handle in self._handles.values())
+        # FUSE's threads open and close files meanwhile.
+        return any(handle.ino == ino for handle in list(self._handles.values()))
 
     async def _is_gone(self, ino: InodeId) -> bool:
         """Whether no name leads to it any more."""
@@ -292,6 +293,9 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         if inode is None:
             return None
         self.cache.learn(inode, own=True)
+        if not self._delegations.made_here(parent, inode.ino):
+            # The directory was given back since, and its files shared before this one was known.
+            self.cache.share((inode.ino,))
         self._note_name(parent, name, inode.ino)
         file = self._files.adopt(inode, access_of(flags), cred=cred)
         self._keeps_pages(inode)
