@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from dfs.core.errors import FileSystemError, refuse
+from dfs.core.errors import DfsError, FileSystemError, refuse
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import SetAttr, XattrMode
@@ -47,6 +47,7 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
 
     Raises:
         RuntimeError: libfuse could not mount; it has said why on standard error.
+        DfsError: it has been unmounted, and not all that was written could go over.
     """
     import fuse  # noqa: PLC0415 - loads libfuse
 
@@ -87,6 +88,8 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
     finally:
         stop.set()
         settler.join()
+    if operations.lost is not None:
+        raise DfsError(f"not all that was written is stored: {operations.lost}")
 
 
 _Listed = tuple[str, dict[str, int] | None, int]
@@ -116,6 +119,8 @@ class _Operations:
         self._buffers = ReadBuffers()
         self._pages = PathPages()
         self._complaints = Complaints()
+        self.lost: OSError | None = None
+        """Why something that was written did not go over at the end."""
 
     def __call__(self, name: str, *args: Any) -> Any:
         started = time.perf_counter_ns()
@@ -138,6 +143,7 @@ class _Operations:
             self._gatherer.settle_all()
         except OSError as error:
             self._not_written(error)
+            self.lost = error
 
     def _not_written(self, error: OSError) -> None:
         self._complaints.number("write", error)
@@ -238,10 +244,12 @@ class _Operations:
         self._bridge.run(self._vfs.link, ino, *self._parent(path), self._caller())
 
     def unlink(self, path: str) -> None:
-        parent, name = self._parent(path)
-        if HiddenNames.matches(name):
-            self._hidden.remove(name)
+        hidden = path.rpartition("/")[2].encode(ENCODING)
+        if HiddenNames.matches(hidden):
+            # Its directory may be gone.
+            self._hidden.remove(hidden)
             return
+        parent, name = self._parent(path)
         if not self._vfs.unlink_here(parent, name, self._caller()):
             self._bridge.run(self._vfs.unlink, parent, name, self._caller())
 

@@ -254,6 +254,7 @@ class _Beside:
     def main(self) -> None:
         from dfs_fuse import fusepy_driver  # noqa: PLC0415 - only where it is wanted
 
+        lost: DfsError | None = None
         for number in _STOP:
             signal.signal(number, signal.default_int_handler)
         woken, waker = socket.socketpair()
@@ -269,6 +270,8 @@ class _Beside:
                     fusepy_driver.serve(bridge, vfs, self._options, self._ready)
                 except RuntimeError as error:
                     raise self._not_mounted() from error
+                except DfsError as error:
+                    lost = error  # the rest is stored all the same
                 finally:
                     self._unmounted = True
                     impatience = _Impatience()
@@ -283,6 +286,8 @@ class _Beside:
                 signal.set_wakeup_fd(-1)
         if self._failure is not None:
             raise self._failure
+        if lost is not None:
+            raise lost
 
     def _hand_signals_over(self, waker: socket.socket) -> None:
         for number in _STOP:

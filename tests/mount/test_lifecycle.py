@@ -120,6 +120,25 @@ def test_a_signal_flushes_and_unmounts(mounts: Mounts, number: signal.Signals) -
     assert "all that was written is stored" in mount.log_text()
 
 
+def test_what_could_not_be_written_at_the_end_is_said(mounts: Mounts) -> None:
+    if mounts.driver == "pyfuse3":
+        pytest.skip("gathers no writes: the program is told")
+    mounts.broken = True
+    process, mount = mounts.foreground("-o", "on_unavailable=wait:1s")
+    code = "file = open('late', 'w+b', 0)\nprint(flush=True)\ninput()\n"
+    with somebody_in(mount.point, code + "file.write(b'late')") as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        mounts.cluster.kill("master")
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == b"\n"
+        process.signal(signal.SIGTERM)
+        assert process.wait(30) == 1
+    mounts.cluster.restart("master")
+    assert "; all that was written is stored" not in mount.log_text()
+
+
 def test_more_signals_end_a_flush_that_takes_too_long(mounts: Mounts) -> None:
     mounts.broken = True
     process, mount = mounts.foreground()

@@ -1,8 +1,18 @@
 """Names that libfuse 2 gives to files which are unlinked while they are open."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dfs.core.ids import ROOT_INODE
+from dfs_fuse.bridge import Bridge
+from dfs_fuse.fusepy_driver import _Operations
 from dfs_fuse.hidden_names import HiddenNames
+from dfs_fuse.vfs import Vfs
+from tests.unit.client.rig import running
 
 NAME = b".fuse_hidden0000001200000003"
 
@@ -36,3 +46,24 @@ def test_only_names_that_libfuse_makes_match() -> None:
 )
 def test_other_names_are_those_of_programs(name: bytes) -> None:
     assert not HiddenNames.matches(name)
+
+
+async def test_a_hidden_name_goes_also_when_its_directory_has_gone_before(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client), trio.open_nursery() as nursery:
+        vfs = Vfs(client, nursery, root=ROOT_INODE)
+        operations = _Operations(Bridge(nursery), vfs, lambda: None, lambda: (0, 0, 0))
+
+        async def ask(name: str, *args: Any) -> None:
+            await trio.to_thread.run_sync(operations, name, *args)
+
+        hidden = f"/d/{NAME.decode()}"
+        await client.mkdir("/d")
+        await client.write_file("/d/file", b"data")
+        await ask("rename", "/d/file", hidden)
+        assert operations._hidden.find(NAME)
+        await ask("rmdir", "/d")
+        await ask("unlink", hidden)
+        assert operations._hidden.find(NAME) is None
+        nursery.cancel_scope.cancel()
