@@ -92,7 +92,8 @@ async def test_a_file_is_read_around_two_damaged_fragments(
             await restart(world)
         client.cache.clear()
         assert await client.read_file("/d/a") == data
-        await trio.sleep(1)
+        # Reported, and not repaired yet: that is looked for four times a second.
+        await trio.sleep(0.1)
         found = await states(client, "/d/a")
         bad = [index for index, state in found.items() if state != FragmentState.GOOD]
         # Of copies, those that were never asked have not been found out.
