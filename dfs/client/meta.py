@@ -94,6 +94,7 @@ class Meta:
         self.session = session
         self.link = link
         self.barrier = Barrier(link)
+        session.on_settled = lambda applied: self.barrier.note(applied.position)
         self.delegations = Delegations(link, session, self.barrier, nursery)
         self._nursery = nursery
         self._queue: deque[_Waiting] = deque()

@@ -4,6 +4,10 @@ A request that changes state carries the session's id and a sequence number. A r
 same number takes effect once, which is what makes it safe to retry after a lost reply. The
 master remembers the last `WINDOW` replies, so no number may be sent while one that is `WINDOW`
 older still waits for its answer.
+
+A change that was given up may still be on its way, on a connection that is stalled. So that it does
+not take effect after something newer, its number is used up, by a request that changes nothing,
+before anything else is sent.
 """
 
 import logging
@@ -22,7 +26,10 @@ from dfs.core.errors import DfsError, SessionError, UnavailableError, from_wire
 from dfs.core.ids import SessionId
 from dfs.wire.messages import (
     WINDOW,
+    Applied,
+    Apply,
     CloseSession,
+    Cred,
     Empty,
     Message,
     OpenSession,
@@ -33,6 +40,7 @@ from dfs.wire.messages import (
 R = TypeVar("R", bound=Message)
 MakeRequest = Callable[[SessionId, int], Message]
 
+_NOBODY: Final = Cred(0, 0)
 _RENEWALS_PER_LEASE: Final = 3
 _CLOSE_TIMEOUT_S: Final = 3.0
 
@@ -49,6 +57,8 @@ class _Lease:
         self._next = 1
         self._in_flight: OrderedDict[int, None] = OrderedDict()
         self._room = trio.lowlevel.ParkingLot()
+        self.in_doubt: dict[int, None] = {}
+        """Numbers of changes that were given up; they count as in flight until they are used up."""
 
     async def take(self, deadline: float = math.inf) -> int:
         """The next number, as soon as the window has room for it. Raises UnavailableError."""
@@ -63,7 +73,7 @@ class _Lease:
         return sequence
 
     def give_back(self, sequence: int) -> None:
-        """The number has its answer, or nobody will ask for it again."""
+        """The number has its answer, or it does not matter when that comes."""
         oldest = next(iter(self._in_flight)) == sequence
         del self._in_flight[sequence]
         if oldest:
@@ -95,6 +105,8 @@ class Session:
         self._opened = trio.Event()
         self.on_replaced: list[Callable[[], None]] = []
         """Called after an expired session has been replaced, to take up again what it held."""
+        self.on_settled: Callable[[Applied], None] = _ignore
+        """Told what the master says of a change that was given up: it was made, or none was."""
 
     @property
     def current_id(self) -> SessionId:
@@ -136,25 +148,56 @@ class Session:
             lease = await self._current(patience)
             if session not in (0, lease.session):
                 raise SessionError(f"session {session} is over")
-            sequence = await lease.take(
-                max(patience.deadline, trio.current_time() + CALL_TIMEOUT_S)
-            )
             try:
-                reply = await self._repeat(
-                    make(lease.session, sequence),
-                    reply_type,
-                    patience,
-                    once=once,
-                    timeout_s=timeout_s,
-                )
-                return reply, lease.session
+                if lease.in_doubt:
+                    await self._use_up(lease, patience, once=once)
+                deadline = max(patience.deadline, trio.current_time() + CALL_TIMEOUT_S)
+                sequence = await lease.take(deadline)
+                in_doubt = False
+                try:
+                    request = make(lease.session, sequence)
+                    in_doubt = isinstance(request, Apply)
+                    reply = await self._repeat(
+                        request, reply_type, patience, once=once, timeout_s=timeout_s
+                    )
+                    in_doubt = False
+                    return reply, lease.session
+                except DfsError as error:
+                    in_doubt = in_doubt and worth_retrying(error)
+                    raise
+                finally:
+                    if in_doubt:
+                        lease.in_doubt[sequence] = None
+                    else:
+                        lease.give_back(sequence)
             except SessionError as error:
                 await self._expired(lease, error, patience)
                 if not redo:
                     raise
                 await patience.pause(error)
-            finally:
+
+    async def settle(self) -> None:
+        """Return when no change that was given up before can take effect any more.
+
+        Raises UnavailableError.
+        """
+        lease = self._lease
+        if lease is not None:
+            try:
+                await self._use_up(lease, self._link.patience())
+            except SessionError as error:
+                # With the session goes what was sent under it.
+                await self._expired(lease, error)
+
+    async def _use_up(self, lease: _Lease, patience: Patience, *, once: bool = False) -> None:
+        """Use up the numbers that are in doubt. Raises SessionError, UnavailableError."""
+        for sequence in list(lease.in_doubt):
+            request = Apply(lease.session, sequence, _NOBODY, ())
+            applied = await self._repeat(request, Applied, patience, once=once)
+            if sequence in lease.in_doubt:
+                del lease.in_doubt[sequence]
                 lease.give_back(sequence)
+                self.on_settled(applied)
 
     async def keep(self) -> None:
         """Renew the session before its lease ends, for ever. Run this in the background."""
@@ -256,3 +299,7 @@ class Session:
                 if once or not worth_retrying(error):
                     raise
                 await patience.pause(error)
+
+
+def _ignore(_: Applied) -> None:
+    """Nobody wants to be told."""

@@ -564,7 +564,8 @@ class FileWriter:
         return attempt
 
     async def _find(self, extents: Sequence[Extent]) -> Inode | None:
-        """The inode, if the file refers to bytes of `extents` somewhere."""
+        """The inode, if the file refers to bytes of `extents` somewhere, and would by now."""
+        await self._meta.session.settle()
         after = 0
         while True:
             reply = await self._meta.extents(self._ino, after)
