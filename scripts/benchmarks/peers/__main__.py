@@ -37,7 +37,7 @@ def main() -> int:
         sys.exit(f"peers: {why}")
     chosen = choose_columns(args.only)
     rows = choose_rows(args.rows)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it is told to stop either way
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results.begin(args.scale, args.repeat)
     try:

@@ -6,7 +6,7 @@ last of them, and so does its network. It ends with this program, too, even if t
 """
 
 import os
-import signal
+import select
 import subprocess
 import sys
 import time
@@ -62,18 +62,21 @@ def run_enclosed(argv: Sequence[str], timeout_s: float) -> int:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the enclosure's first process; `unshare` returns when all in it are gone."""
+    """Kill `unshare`, which takes the enclosure's first process with it; wait for that.
+
+    The first process of a PID namespace ends when all others in it have.
+    """
     if process.poll() is not None:
         return
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in map(int, children):
-        os.kill(pid, signal.SIGKILL)
-    if not children:
-        process.kill()
-    try:
-        process.wait(_ENDS_S)
-    except subprocess.TimeoutExpired:
-        print(f"peers: {process.args!r} does not end (pid {process.pid})", file=sys.stderr)
+    watched = [os.pidfd_open(int(pid)) for pid in children]
+    process.kill()
+    process.wait()
+    ended, _, _ = select.select(watched, [], [], _ENDS_S)
+    if len(ended) < len(watched):
+        print(f"peers: a process does not end: {' '.join(children)}", file=sys.stderr)
+    for fd in watched:
+        os.close(fd)
 
 
 def furnish() -> None:
