@@ -195,10 +195,17 @@ class RocksStore:
         if not reverse:
             yield from self._rows(from_key=start, read_opt=bounds)
             return
-        for row in self._rows(backwards=True, read_opt=bounds):
-            if row[0] < start:
+        # Not `items(backwards=True)`: that one looks a row ahead, and without a lower bound the
+        # row before the first of a file may lie behind those of thousands that were deleted.
+        rows = self._db.iter(bounds)
+        rows.seek_to_last()
+        while rows.valid():
+            key = cast(bytes, rows.key())
+            if key < start:
                 return
-            yield row
+            yield key, cast(bytes, rows.value())
+            rows.prev()
+        rows.status()
 
     def write(self, changes: Changes) -> None:
         batch = WriteBatch(raw_mode=True)

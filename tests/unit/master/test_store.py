@@ -81,6 +81,19 @@ def test_a_scan_can_be_dropped_half_way(store: Store) -> None:
     assert next(store.scan(u64(5), u64(900))) == (u64(6), b"")
 
 
+def test_the_last_row_is_found_at_once_whatever_was_deleted_before_it(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "db")
+    keys = [u64(number) for number in range(20_001)]
+    store.write(dict.fromkeys(keys, b"row"))
+    store.write(dict.fromkeys(keys[:-1]))
+    begun = time.process_time()
+    for _ in range(20):
+        assert next(iter(store.scan(keys[-1], u64(1 << 40), reverse=True))) == (keys[-1], b"row")
+    # Through the graves of the others it takes some 10 ms.
+    assert (time.process_time() - begun) / 20 < 0.002
+    store.close()
+
+
 def test_scans_stop_at_their_end_whatever_else_is_in_memory(store: Store) -> None:
     """rocksdict's iterators do not own the bytes of their bound."""
     store.write({u64(n): b"" for n in range(5000)})
