@@ -6,6 +6,7 @@ between two awaits is atomic.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar, cast
 
@@ -271,7 +272,7 @@ class Connection:
             self._outbox.flush()
             await self._reassure_while(lambda: self._budget.acquire(length))
         try:
-            payload = await self._take_payload(length)
+            payload = await self._take_payload(length, self._limits.payload_s)
         except BaseException:
             self._budget.release(length)
             raise
@@ -295,16 +296,21 @@ class Connection:
         finally:
             scope.cancel()
 
-    async def _take_payload(self, length: int) -> memoryview:
+    async def _take_payload(self, length: int, within_s: float = math.inf) -> memoryview:
         """The payload of the frame just read, received where it will stay."""
         target = self._memory.take(length)
         rest = target[self._reader.take_payload(target) :]
         if rest:
+            end = trio.current_time() + within_s
             with self._stall_scope() as scope:
                 while rest:
                     rest = rest[await self._receive_into(rest, fill=True) :]
-                    scope.deadline = self._calls.heard_at + self._limits.stall_s
+                    scope.deadline = min(end, self._calls.heard_at + self._limits.stall_s)
             if rest:
+                if trio.current_time() >= end:
+                    raise UnavailableError(
+                        f"{self.address} has not sent {length} bytes within {within_s:g} s"
+                    )
                 raise self._stalled()
         return target
 

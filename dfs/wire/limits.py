@@ -36,6 +36,8 @@ class Limits:
     """Of silence while calls wait, until the connection counts as broken."""
     stall_s: float = 10.0
     """Of silence in the middle of a payload, until the connection counts as broken."""
+    payload_s: float = 30.0
+    """For a request's payload to arrive: it takes of `held_bytes` from its first byte on."""
 
 
 class ByteBudget:

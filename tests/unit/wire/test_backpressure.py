@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from dfs.core.errors import DeadlineError
+from dfs.core.errors import DeadlineError, DfsError
 from dfs.wire.framing import Kind, pack
 from dfs.wire.handlers import Peer
 from dfs.wire.handshake import greet
@@ -238,6 +238,33 @@ async def test_a_payload_that_stops_in_the_middle_gives_its_memory_back(
         assert reply.length == MIB
         assert trio.current_time() == pytest.approx(30, abs=1)
         assert await transport.receive_into(memoryview(bytearray(1000))) == 0
+
+
+async def test_a_payload_that_only_trickles_in_gives_its_memory_back(
+    autojump_clock: trio.testing.MockClock,
+):
+    def append(peer: Peer, request: Append, payload: memoryview) -> Appended:
+        return Appended(1, len(payload))
+
+    limits = Limits(held_bytes=MIB, payload_bytes=MIB, payload_s=30)
+    async with served({Append: append}, limits=limits) as rig:
+        transport = await raw_client(rig)
+        body = b"\x97\x01\x01\x00\x01\x00\x00\x01"
+        await transport.send([pack(Kind.REQUEST, 100, 1, body, 1000, MIB)])
+
+        async def trickle() -> None:
+            with pytest.raises(DfsError):
+                while True:
+                    await transport.send([bytes(1000)])
+                    await trio.sleep(5)
+
+        rig.nursery.start_soon(trickle)
+        connection = await rig.connect()
+        reply = await connection.call(
+            Append(1, 1, 0, 1, 0, 0, 1), Appended, payload=[bytes(MIB)], timeout_s=60
+        )
+        assert reply.length == MIB
+        assert trio.current_time() == pytest.approx(30, abs=1)
 
 
 async def test_a_flood_of_requests_leaves_others_their_turn(autojump_clock: trio.testing.MockClock):
