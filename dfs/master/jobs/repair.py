@@ -246,19 +246,26 @@ class Repair:
                 self._active -= 1
 
     async def _mend(self, job: RunningJob, number: ChunkId) -> None:
-        """Make all that a chunk lacks. It waits a while where that failed."""
+        """Make all that a chunk lacks. It waits a while where that failed for some of it."""
         chunk = get_chunk(self._context.reader, number)
         if chunk is None or chunk.state is not ChunkState.SEALED:
             job.moved(1, 0)
             return
         lacks = missing(self._context, chunk)
+        failure: DfsError | None = None
         # Without the claim: a job that is paused must not keep others from the chunk.
         async with job.paid(len(lacks) * chunk.fragment_length) as bill:
             try:
                 with self._context.claims.chunk(number) as free:
                     if free:
                         for index in lacks:
-                            bill.moved += await self._make(job, number, index)
+                            try:
+                                bill.moved += await self._make(job, number, index)
+                            except DfsError as error:
+                                # One that has no place keeps none of the others from theirs.
+                                failure = failure or error
+                        if failure is not None:
+                            raise failure
                     else:
                         self._look_again(trio.current_time() + CLAIMED_S)
             except DfsError as error:

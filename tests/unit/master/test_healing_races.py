@@ -340,6 +340,25 @@ async def test_one_chunk_that_takes_long_keeps_no_other_from_repair(
     assert [request.chunk for request in bench.servers.rebuilds] == [slow, quick]
 
 
+@pytest.mark.parametrize("dead", [1, 3])
+async def test_a_fragment_without_a_place_keeps_no_other_from_repair(
+    autojump_clock: MockClock, dead: int
+) -> None:
+    """Whichever of the two comes first: as many servers as fragments, and one is dead for good."""
+    bench = Bench(3)
+    chunk = bench.sealed(1, 2, 3)
+    hurt = 4 - dead
+    alive = (2, hurt)
+    await bench.pass_time(70, *alive)
+    bench.mark(chunk, hurt, FragmentState.LOST)
+    repair = Repair(bench.context, Mover(bench.context))
+    await for_a_while(
+        20, lambda: repair.run(job("repair")), lambda: bench.pass_time(20, *alive)
+    )
+    assert [request.disk for request in bench.servers.rebuilds] == [hurt]
+    assert {fragment.disk for fragment in bench.chunk(chunk).good} == {1, 2, 3}
+
+
 class Endless:
     """A kind of job that moves one thing and never ends."""
 
