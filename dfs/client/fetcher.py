@@ -104,7 +104,7 @@ class Fetcher:
         while True:
             # Whatever went wrong, the chunk may have moved, or be of no file any more.
             chunk = await self._resolver.chunk(chunk_id, refresh=error is not None)
-            if chunk is None or chunk.state == ChunkState.DOOMED:
+            if chunk is None or chunk.state in (ChunkState.DOOMED, ChunkState.RETIRED):
                 self._resolver.forget(chunk_id)
                 raise StaleExtentError(f"chunk {chunk_id} is gone")
             sources = self._resolver.sources(chunk)

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from dfs.chunkserver import fragment_file
 from dfs.core.chunk import ChunkState, FragmentState, Layout
+from dfs.wire.messages import JobState
 from tests.simulation.world import World
 from tests.unit.client.rig import chunks_of, fragment_files, running
 
@@ -74,6 +75,35 @@ async def test_fragments_that_vanish_between_two_tries_are_no_loss_if_the_chunk_
             monkeypatch.setattr(client.meta, "locate", overtaken)
             assert await file.pread(10, 0) == b"2" * 10
             assert asked >= 2
+
+
+@pytest.mark.allow_logs("")
+async def test_a_chunk_that_was_copied_from_is_not_needed_where_its_fragments_are_lost(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """It is kept for backups, and nobody repairs it; the file's bytes are elsewhere."""
+    async with running(tmp_path, on_unavailable="error") as (world, client):
+        async with world.client("writer") as writer:
+            await writer.write_file("/a", b"1" * 5000)
+            await writer.write_file("/b", Random(1).randbytes(50_000))
+        await client.unlink("/b")
+        async with await client.open("/a") as file:
+            assert await file.pread(10, 0) == b"1" * 10
+            (old,) = await chunks_of(client, "/a")
+            client.cache.clear()
+            held_by = {host for host, name in world.fragments() if name.chunk == old}
+            job = (await client.admin.start("compact", threshold=0.5)).job
+            with trio.fail_after(60):
+                while (await client.admin.job(job)).state is JobState.RUNNING:
+                    await trio.sleep(0.1)
+            (chunk,) = (await client.meta.locate([old])).chunks
+            assert chunk.state is ChunkState.RETIRED
+            for path in fragment_files(world, old).values():
+                path.unlink()
+            for host in held_by:
+                await world.crash(host)
+                await world.start_host(host)
+            assert await file.pread(10, 0) == b"1" * 10
 
 
 async def test_an_answer_that_the_server_cut_is_continued_and_nothing_is_reported(
