@@ -158,7 +158,7 @@ class ChunkWriter:
         patience = self._context.meta.link.patience()
         while True:
             try:
-                await chunk.sync()
+                await chunk.sync(self._context.resolver)
             except DfsError as error:
                 if not worth_retrying(error):
                     raise

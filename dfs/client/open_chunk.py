@@ -17,10 +17,11 @@ from typing import Final, Protocol
 
 import trio
 
+from dfs.client.resolver import Resolver
 from dfs.client.streams import SYNC_TIMEOUT_S, Flight, Run, Stream
 from dfs.core.block import EncodedBlock
 from dfs.core.buffers import Buffer
-from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, DiskLocation
+from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState, DiskLocation
 from dfs.core.errors import (
     BusyError,
     DeadlineError,
@@ -326,12 +327,27 @@ class OpenChunk:
         if len(sealed) >= self.redundancy.write_minimum:
             self.synced_length = max(self.synced_length, length)
 
-    async def sync(self) -> None:
+    async def sync(self, resolver: Resolver) -> None:
         """Make all that is good durable, on as many disks as a write needs.
 
         Raises:
             DfsError: too few of them could; says what each answered.
         """
+        length = self.good_length
+        try:
+            await self._sync_streams()
+        except DfsError:
+            # It may be the master's meanwhile, and lie elsewhere.
+            now = await resolver.chunk(self.chunk, refresh=True)
+            if now is not None and now.state is ChunkState.OPEN:
+                raise
+            if now is not None and now.state is ChunkState.SEALED:
+                places = [resolver.disk(fragment.disk) for fragment in now.good]
+                await self._sync_sealed(now, [place for place in places if place is not None])
+            # Else no file refers to it any more: what was moved elsewhere is durable there.
+            self.synced_length = max(self.synced_length, length)
+
+    async def _sync_streams(self) -> None:
         length = self.good_length
         if self.synced_length >= length:
             return
@@ -356,20 +372,44 @@ class OpenChunk:
             for stream in self.streams:
                 if stream.acked_length >= length and not stream.damaged:
                     nursery.start_soon(partial(sync_one, stream))
-        if len(done) < self.redundancy.write_minimum:
-            said = "; ".join(
-                f"{stream}: {answers.get(stream.index) or stream.error or 'damaged'}"
-                for stream in self.streams
-                if stream not in done
-            )
-            retry = any(error.retry for error in answers.values())
-            kind = UnavailableError if retry else DiskError
+        said = "; ".join(
+            f"{stream}: {answers.get(stream.index) or stream.error or 'damaged'}"
+            for stream in self.streams
+            if stream not in done
+        )
+        retry = any(error.retry for error in answers.values())
+        self._judge_sync(len(done), UnavailableError if retry else DiskError, said)
+        self.synced_length = max(self.synced_length, length)
+
+    async def _sync_sealed(self, now: Chunk, disks: Sequence[DiskLocation]) -> None:
+        """Its fragments may have moved. Those that missed their seal get it.
+
+        Raises UnavailableError where too few could be reached, or are left: repair makes others.
+        """
+        said: list[str] = []
+
+        async def seal(disk: DiskLocation) -> None:
+            request = SealFragment(disk.disk, self.chunk, now.length)
+            try:
+                await self._pool.call(
+                    disk.address, request, FragmentStatus, timeout_s=SEAL_TIMEOUT_S
+                )
+            except DfsError as error:
+                said.append(f"disk {disk.disk} at {disk.address}: {error}")
+
+        async with trio.open_nursery() as nursery:
+            for disk in disks:
+                nursery.start_soon(seal, disk)
+        self._judge_sync(len(disks) - len(said), UnavailableError, "; ".join(said))
+
+    def _judge_sync(self, done: int, kind: type[DfsError], said: str) -> None:
+        """Raises `kind` where too few disks have it for sure."""
+        if done < self.redundancy.write_minimum:
             raise kind(
-                f"chunk {self.chunk} ({self.redundancy}) is on {len(done)} disks for sure, "
+                f"chunk {self.chunk} ({self.redundancy}) is on {done} disks for sure, "
                 f"{self.redundancy.write_minimum} are needed ({said})",
                 hint="the data was written; what a power cut would leave of it is not known",
             )
-        self.synced_length = max(self.synced_length, length)
 
     def _note_damage(self, stream: Stream, error: DfsError) -> None:
         """A server that does not answer may have it all; a disk that failed may not."""

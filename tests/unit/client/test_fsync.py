@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from dfs.client import Client
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import LostChangesError
 from dfs.wire.calls import Wake
-from dfs.wire.messages import Appended, Applied, Message
+from dfs.wire.messages import Appended, Applied, JobState, Message
+from tests.simulation.world import LEASE_S
 from tests.unit.client.rig import chunks_of, running
 
 
@@ -160,3 +161,52 @@ async def test_a_disk_that_took_bytes_and_cannot_keep_them_does_not_count(
         assert located.state is ChunkState.SEALED
         assert [f.state.name for f in located.fragments].count("LOST") == 1
         assert await client.read_file("/a") == b"onetwothree"
+
+
+async def compacted(client: Client, _: int) -> None:
+    await client.unlink("/other")
+    await job_done(client, (await client.admin.start("compact", threshold=0.5)).job)
+
+
+async def overwritten(client: Client, _: int) -> None:
+    await client.unlink("/other")
+    async with await client.open("/a", "r+") as again:
+        await again.pwrite(b"ONE", 0)
+        await again.fsync()
+
+
+async def drained(client: Client, chunk: int) -> None:
+    """Two of its three fragments are elsewhere."""
+    (located,) = (await client.meta.locate([chunk])).chunks
+    for fragment in located.good[:2]:
+        await job_done(client, (await client.admin.start("drain", disks=(fragment.disk,))).job)
+
+
+async def job_done(client: Client, job: int) -> None:
+    with trio.fail_after(600):
+        while (info := await client.admin.job(job)).state is JobState.RUNNING:
+            await trio.sleep(1)
+    assert info.state is JobState.DONE, info
+
+
+@pytest.mark.allow_logs("")
+@pytest.mark.parametrize("happens", [compacted, overwritten, drained])
+async def test_bytes_whose_chunk_is_the_masters_meanwhile_are_no_loss(
+    tmp_path: Path, autojump_clock: MockClock, happens: Callable[[Client, int], Awaitable[None]]
+) -> None:
+    """They were published and not synced; then the session ended, and they were moved."""
+    async with running(tmp_path, servers=6) as (world, client), world.client("other") as other:
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.flush()
+            async with await client.open("/other", "w") as large:
+                await large.write(os.urandom(50_000))
+            (chunk,) = await chunks_of(client, "/a")
+            world.network.partition("desk", "master")
+            await trio.sleep(LEASE_S + 60)
+            world.network.heal()
+            await happens(other, chunk)
+            await trio.sleep(60)
+            await file.fsync()
+            await client.sync()
+        assert (await client.read_file("/a")).lower() == b"one"
