@@ -122,7 +122,11 @@ class OwnDirectories:
         held = self._held.get(parent)
         if held is None or parent in self._with_master:
             return None
-        return held.names.get(name, 0)
+        ino = held.names.get(name)
+        if ino is None and _is_plain(name):
+            return 0
+        # Of a name that cannot be, the master says why.
+        return ino
 
     def directory(self, ino: InodeId) -> Inode | None:
         """The attributes of a directory that is held, where they are known."""

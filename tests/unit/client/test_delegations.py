@@ -197,6 +197,7 @@ async def test_what_is_odd_is_for_the_master(tmp_path: Path, autojump_clock: Moc
         delegations = own.meta.delegations
         for name in (b"", b".", b"..", b"a/b", b"a\0", b"x" * 256):
             assert delegations.create(ino, name, 0o644, ROOT) is None
+            assert delegations.child(ino, name) is None
         await own.meta.mkdir(ino, b"sub", 0o755)
         assert delegations.create(ino, b"sub", 0o644, ROOT) is None
         assert delegations.unlink(ino, b"sub", ROOT, unknown) is None

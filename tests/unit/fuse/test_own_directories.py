@@ -1,5 +1,6 @@
 """A mount's own directories: what crosses a change there, or the moment when one is given back."""
 
+import errno
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from dfs.client import Client
+from dfs.core.errors import FileSystemError
 from dfs.core.ids import ROOT_INODE, InodeId
 from dfs.core.inode import Inode
 from dfs.wire.messages import Lookup, Message
@@ -59,6 +61,16 @@ async def test_a_name_removed_here_does_not_come_back_with_an_older_answer(tmp_p
         assert vfs.cached_child(directory, b"file") is None
         vfs.client.meta.delegations.give_back(directory)
         assert vfs.cached_child(directory, b"file") is None
+
+
+async def test_a_name_that_is_too_long_is_not_just_absent(tmp_path: Path) -> None:
+    async with mounted(tmp_path, ttl_s=1000) as (vfs, _, directory):
+        await hold(vfs.client, directory)
+        for length, number in ((255, errno.ENOENT), (256, errno.ENAMETOOLONG)):
+            assert vfs.is_absent(directory, b"x" * length) == (length == 255)
+            with pytest.raises(FileSystemError) as caught:
+                await vfs.lookup(directory, b"x" * length, ROOT)
+            assert caught.value.errno == number
 
 
 async def test_a_file_whose_directory_is_given_back_as_it_is_made_is_not_believed_for_ever(
