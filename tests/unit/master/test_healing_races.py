@@ -352,9 +352,7 @@ async def test_a_fragment_without_a_place_keeps_no_other_from_repair(
     await bench.pass_time(70, *alive)
     bench.mark(chunk, hurt, FragmentState.LOST)
     repair = Repair(bench.context, Mover(bench.context))
-    await for_a_while(
-        20, lambda: repair.run(job("repair")), lambda: bench.pass_time(20, *alive)
-    )
+    await for_a_while(20, lambda: repair.run(job("repair")), lambda: bench.pass_time(20, *alive))
     assert [request.disk for request in bench.servers.rebuilds] == [hurt]
     assert {fragment.disk for fragment in bench.chunk(chunk).good} == {1, 2, 3}
 
