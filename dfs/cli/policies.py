@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs.cli import render
+from dfs.cli import render, working
 from dfs.cli.arguments import Json, RemotePath, RemotePaths, examples
-from dfs.cli.attributes import Deep, change_each
+from dfs.cli.attributes import change_each
 from dfs.cli.connect import run
 from dfs.cli.failures import Failures
 from dfs.cli.names import document, remote_path, show
@@ -128,25 +128,66 @@ def create_policy(
 
 
 @app.command(
-    "set", epilog=examples("dfs policy set /photos ec", "dfs policy set -R /archive archive")
+    "set",
+    epilog=examples(
+        "dfs policy set /photos ec",
+        "dfs policy set -r /archive archive",
+        "dfs policy set -r /photos ec --convert --wait",
+    ),
 )
-def set_policy(path: RemotePath, name: Name, recursive: Deep = False) -> int:
+def set_policy(
+    path: RemotePath,
+    name: Name,
+    recursive: Annotated[
+        bool, typer.Option("-r", "-R", "--recursive", help="Also everything below directories.")
+    ] = False,
+    convert: Annotated[
+        bool, typer.Option("--convert", help="Also write anew what is there, as a job.")
+    ] = False,
+    bandwidth: working.Bandwidth = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", "-n", help="With --convert: print the plan, and do nothing."),
+    ] = False,
+    wait: working.Wait = False,
+    json: Json = False,
+) -> int:
     """Give a file or a directory a policy.
 
     It holds for what is written from then on: new data of the file, what is made in the directory.
-    What is there already stays as it is kept.
+    What is there already stays as it is kept; with --convert it is written anew, while all goes on.
     """
     root = remote_path(path)
+    pace = working.parse_bandwidth(bandwidth)
+    if not convert and (dry_run or wait or bandwidth is not None or json):
+        raise ConfigError("--bandwidth, --dry-run, --wait and --json are for --convert")
 
     async def body(client: "Client") -> int:
-        number = (await find_policy(client, name)).policy
+        policy = await find_policy(client, name)
+        top = await client.stat(root)
+        if convert and top.is_dir and not recursive:
+            raise ConfigError(
+                f"--convert: {show(root)} is a directory", hint="add -r for all that is below it"
+            )
+        wanted: dict[str, Any] = {
+            "ino": top.ino,
+            "policy": policy.policy,
+            "bandwidth": pace,
+            "path": show(root),
+        }
+        if dry_run:
+            return working.show_plan(await client.admin.plan("convert", **wanted), json)
 
         def operation(inode: "Inode") -> "SetPolicy | None":
             from dfs.wire.messages import SetPolicy
 
-            return SetPolicy(inode.ino, number) if inode.is_dir or inode.is_file else None
+            return SetPolicy(inode.ino, policy.policy) if inode.is_dir or inode.is_file else None
 
-        return await change_each(client, [root], operation, recursive=recursive, follow=True)
+        status = await change_each(client, [root], operation, recursive=recursive, follow=True)
+        if not convert:
+            return status
+        job = await client.admin.start("convert", **wanted)
+        return await working.finish(client, job, wait, json) or status
 
     return run(body)
 

@@ -4,10 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dfs.cli import render
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
-from dfs.cli.failures import DONE
 from dfs.cli.working import (
     Bandwidth,
     DryRun,
@@ -15,8 +13,7 @@ from dfs.cli.working import (
     finish,
     parse_bandwidth,
     parse_share,
-    plan_document,
-    print_plan,
+    show_plan,
 )
 
 if TYPE_CHECKING:
@@ -51,11 +48,7 @@ def compact_command(
     async def body(client: "Client") -> int:
         if dry_run:
             plan = await client.admin.plan("compact", threshold=share, bandwidth=pace)
-            if json:
-                render.emit_json(plan_document(plan))
-            else:
-                print_plan(plan)
-            return DONE
+            return show_plan(plan, json)
         job = await client.admin.start("compact", threshold=share, bandwidth=pace)
         return await finish(client, job, wait, json)
 

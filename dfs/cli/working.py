@@ -102,7 +102,7 @@ def progress_text(job: "JobInfo") -> str:
     """How far a job is, in a few words."""
     if not job.items_total and not job.bytes_done:
         return "nothing to do" if job.state.name == "RUNNING" else "-"
-    done = f"{job.items_done} of {job.items_total} chunks"
+    done = f"{job.items_done} of {job.items_total} {_items(job)}"
     if job.bytes_done or job.bytes_total:
         done += f", {format_size(job.bytes_done)} of {format_size(job.bytes_total)}"
     if job.rate:
@@ -110,6 +110,10 @@ def progress_text(job: "JobInfo") -> str:
     if job.left_s >= 0 and job.rate:
         done += f", {render.duration(job.left_s)} left"
     return done
+
+
+def _items(job: "JobInfo") -> str:
+    return "files" if job.kind == "convert" else "chunks"
 
 
 def is_at_work(job: "JobInfo") -> bool:
@@ -303,6 +307,15 @@ def _cells(disk: "DiskInfo | PlannedDisk", address: str) -> list[str]:
     ]
 
 
+def show_plan(plan: "PlanReply", json: bool) -> int:
+    """What --dry-run says; its exit status."""
+    if json:
+        render.emit_json(plan_document(plan))
+    else:
+        print_plan(plan)
+    return FAILED if plan.refusal else DONE
+
+
 def _share(part: int, whole: int) -> str:
     """To a tenth of a percent: a rebalance is about small differences."""
     return f"{part * 100 / whole:.1f}%" if whole else "-"
@@ -315,7 +328,7 @@ async def _follow(client: "Client", job: "JobInfo") -> "JobInfo":
     from dfs.client import Progress
 
     try:
-        with render.ProgressBar(job.kind, items="chunks") as bar:
+        with render.ProgressBar(job.kind, items=_items(job)) as bar:
             while job.state.name in ("RUNNING", "PAUSED"):
                 bar.update(
                     Progress(
@@ -340,7 +353,7 @@ async def finish(client: "Client", job: "JobInfo", wait: bool, json: bool) -> in
     elif not wait:
         print(f"{job.kind} is job {job.job}; see it with `dfs admin jobs list`")
     else:
-        moved = f"{job.items_done} chunks, {format_size(job.bytes_done)}"
+        moved = f"{job.items_done} {_items(job)}, {format_size(job.bytes_done)}"
         print(f"{job.kind} {job.state.name.lower()}: {moved}; {show(job.note)}")
     return FAILED if job.state.name in ("FAILED", "CANCELLED") else DONE
 
@@ -372,11 +385,7 @@ def rebalance_command(
     async def body(client: "Client") -> int:
         plan = await client.admin.plan("rebalance", threshold=share, bandwidth=pace)
         if dry_run:
-            if json:
-                render.emit_json(plan_document(plan))
-            else:
-                print_plan(plan)
-            return DONE
+            return show_plan(plan, json)
         if not json:
             print_plan(plan)
         if not plan.bytes:
@@ -436,11 +445,7 @@ def drain_command(
         disks = find_disks(await client.meta.servers(), where)
         if dry_run:
             plan = await client.admin.plan("drain", disks=tuple(disks), bandwidth=pace)
-            if json:
-                render.emit_json(plan_document(plan))
-            else:
-                print_plan(plan)
-            return FAILED if plan.refusal else DONE
+            return show_plan(plan, json)
         job = await client.admin.start("drain", disks=disks, bandwidth=pace)
         return await finish(client, job, wait, json)
 

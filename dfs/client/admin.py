@@ -1,10 +1,14 @@
 """Orders of those who run the cluster: jobs, their budget, disks that come and go."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from dfs.client.master_link import MasterLink
-from dfs.core.ids import DiskId, InodeId, ServerId
+from dfs.core.ids import DiskId, InodeId, PolicyId, ServerId
 from dfs.wire import messages as m
+
+PLAN_TIMEOUT_S: Final = 3600.0
+"""Some plans go through all chunks, or through a tree. A master that is gone is noticed before."""
 
 
 class Admin:
@@ -16,7 +20,7 @@ class Admin:
     async def plan(self, kind: str, **wanted: object) -> m.PlanReply:
         """What a job would do, without doing it. `wanted`: fields of `messages.StartJob`."""
         request = m.StartJob(kind, plan=True, **wanted)  # type: ignore[arg-type]
-        reply = await self._link.call(request, m.JobReply)
+        reply = await self._link.call(request, m.JobReply, timeout_s=PLAN_TIMEOUT_S)
         assert reply.plan is not None
         return reply.plan
 
@@ -28,9 +32,13 @@ class Admin:
         threshold: float = 0.05,
         bandwidth: int = 0,
         ino: InodeId = 0,
+        policy: PolicyId = 0,
+        path: str = "",
     ) -> m.JobInfo:
         """Start a job, or join the one of this kind and subject that runs already."""
-        request = m.StartJob(kind, tuple(disks), threshold, bandwidth, ino)
+        request = m.StartJob(
+            kind, tuple(disks), threshold, bandwidth, ino, policy=policy, path=path
+        )
         reply = await self._link.call(request, m.JobReply)
         assert reply.job is not None
         return reply.job

@@ -360,6 +360,7 @@ class StartJob(Command[JobRecord], frozen=True, tag=60):
     ino: InodeId = 0
     items_total: int = 0
     bytes_total: int = 0
+    policy: PolicyId = 0
 
 
 class JobProgress(msgspec.Struct, array_like=True, frozen=True):
@@ -371,6 +372,7 @@ class JobProgress(msgspec.Struct, array_like=True, frozen=True):
     failures: int
     position: int
     note: str
+    place: tuple[tuple[InodeId, bytes], ...] = ()
 
 
 class UpdateJobs(Command[None], frozen=True, tag=61):

@@ -33,6 +33,7 @@ from dfs.master.job_service import JobService
 from dfs.master.jobs.board import JobBoard
 from dfs.master.jobs.compact import Compact
 from dfs.master.jobs.context import JobContext
+from dfs.master.jobs.convert import Convert
 from dfs.master.jobs.count import CountHealth
 from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.expire import ExpireSessions
@@ -198,12 +199,14 @@ class Master:
         self._backups = BackupService(taken)
         mover = Mover(context)
         repair = Repair(context, mover)
+        rewriter = Rewriter(context, mover)
         kinds = (
             repair,
             Scrub(context, mover),
             Drain(context, mover),
             Rebalance(context, mover),
-            Compact(context, Rewriter(context, mover)),
+            Compact(context, rewriter),
+            Convert(context, rewriter),
         )
         self.board = JobBoard(context, {kind.name: kind for kind in kinds})
         jobs = JobService(self.board, DiskKeeper(context, self.board), repair.hurry, self.journal)

@@ -75,6 +75,7 @@ def start(txn: Writer, command: StartJob) -> JobRecord:
         ino=command.ino,
         items_total=command.items_total,
         bytes_total=command.bytes_total,
+        policy=command.policy,
     )
     _put(txn, job)
     return job
@@ -99,6 +100,7 @@ def advanced(job: JobRecord, progress: JobProgress) -> JobRecord:
         failures=progress.failures,
         position=progress.position,
         note=progress.note,
+        place=progress.place,
     )
 
 

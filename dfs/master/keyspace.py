@@ -216,6 +216,9 @@ class JobRecord(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     position: int = 0
     """How far it has come, where it goes through a table in order."""
     note: str = ""
+    policy: PolicyId = 0
+    place: tuple[tuple[InodeId, bytes], ...] = ()
+    """How far it has come, where it goes through a tree: see `jobs.tree_walk`."""
 
 
 class Reader(Protocol):

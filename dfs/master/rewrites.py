@@ -9,7 +9,7 @@ Called by `State` for the commands of `jobs.rewriter`.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
 from typing import Final
 
@@ -22,7 +22,6 @@ from dfs.core.inode import Extent
 from dfs.master import chunks, extents
 from dfs.master.commands import AbandonTarget, AllocateTarget, Place, Repoint, Repointed
 from dfs.master.keyspace import (
-    EXTENT_BY_CHUNK,
     decode_extent,
     extent_by_chunk_key,
     extent_by_chunk_place,
@@ -30,8 +29,6 @@ from dfs.master.keyspace import (
     get_chunk,
     get_inode,
     put_chunk,
-    scan_prefix,
-    u64,
 )
 from dfs.master.transaction import Transaction
 
@@ -70,14 +67,7 @@ def repoint(txn: Transaction, command: Repoint) -> Repointed:
         return Repointed(0, 0, None)
     if not _is_open(target) and target.state is not ChunkState.SEALED:
         return Repointed(0, 0, None)
-    prefix = EXTENT_BY_CHUNK + u64(command.source)
-    after = command.after
-    last = (
-        extent_by_chunk_key(command.source, after.chunk_offset, after.ino, after.file_offset)
-        if after is not None
-        else b""
-    )
-    found = list(islice(scan_prefix(txn, prefix, after=last), command.limit))
+    found = list(islice(_rows(txn, command), command.limit))
     policies = _Policies(txn, command.only)
     ledger = extents.Ledger()
     rows = moved = 0
@@ -102,6 +92,19 @@ def repoint(txn: Transaction, command: Repoint) -> Repointed:
     ledger.book(txn)
     upto = Place(*extent_by_chunk_place(found[-1][0])[1:]) if len(found) == command.limit else None
     return Repointed(rows, moved, upto)
+
+
+def _rows(txn: Transaction, command: Repoint) -> Iterator[tuple[bytes, bytes]]:
+    """The extents that may lie in the parts, past `after`."""
+    if not command.parts:
+        return iter(())
+    source, after = command.source, command.after
+    last_offset, last_length = command.parts[-1]
+    start = extent_by_chunk_key(source, command.parts[0][0], 0, 0)
+    if after is not None:
+        place = after.chunk_offset, after.ino, after.file_offset
+        start = extent_by_chunk_key(source, *place) + b"\0"
+    return txn.scan(start, extent_by_chunk_key(source, last_offset + last_length, 0, 0))
 
 
 def _is_open(target: Chunk) -> bool:

@@ -754,7 +754,7 @@ class JobInfo(msgspec.Struct, array_like=True, frozen=True):
     ended_ns: int
     items_done: int
     items_total: int
-    """Chunks; what is known so far of it where the end is not known yet."""
+    """Chunks (`convert`: files); what is known so far of it where the end is not known yet."""
     bytes_done: int
     bytes_total: int
     failures: int
@@ -813,6 +813,10 @@ class StartJob(Message, frozen=True):
     ino: InodeId = 0
     """`convert`: the file or directory."""
     plan: bool = False
+    policy: PolicyId = 0
+    """`convert`: how the files shall be kept that have this policy."""
+    path: str = ""
+    """`convert`: what people call the file or directory."""
 
 
 class JobReply(Message, frozen=True):

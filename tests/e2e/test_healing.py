@@ -185,3 +185,34 @@ def test_the_space_of_removed_files_is_freed_while_others_are_read_and_the_maste
     assert cluster.dfs("admin", "fsck").returncode == 0
     cluster.dfs("download", "-r", "/tree", tmp_path / "again")
     oracle.assert_same(tree, tmp_path / "again")
+
+
+def test_a_tree_is_converted_to_another_policy_while_it_is_read(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    tree = oracle.make_tree(tmp_path / "tree", seed=12, files=40)
+    oracle.random_file(tree / "big", 20_000_000, seed=3)
+    cluster.dfs("policy", "create", "coded", "--redundancy", "ec:2+1")
+    cluster.dfs("upload", "-r", tree, "/tree")
+    plan = cluster.json("policy", "set", "-r", "/tree", "coded", "--convert", "--dry-run")
+    assert plan["bytes"] > 1.5 * 20_000_000
+    assert not plan["refusal"]
+    refused = cluster.dfs("policy", "set", "/tree", "coded", "--convert", check=False)
+    assert refused.returncode == 2
+    assert "add -r" in refused.stderr
+    job = cluster.json("policy", "set", "-r", "/tree", "coded", "--convert", "--bandwidth", "20M")
+    assert job["subject"] == "/tree to coded"
+    back = cluster.spawn_dfs("download", "-r", "/tree", tmp_path / "back")
+    _, errors = back.communicate(timeout=60)
+    assert back.returncode == 0, errors.decode()
+    oracle.assert_same(tree, tmp_path / "back")
+    # It joins the one that runs.
+    done = cluster.dfs("policy", "set", "-r", "/tree", "coded", "--convert", "--wait")
+    assert "all is kept as coded says" in done.stdout
+    after = cluster.json("policy", "set", "-r", "/tree", "coded", "--convert", "--dry-run")
+    assert after["bytes"] == 0
+    (big,) = cluster.json("locate", "/tree/big")["files"]
+    assert {chunk["redundancy"] for chunk in big["chunks"]} == {"ec:2+1"}, big
+    assert cluster.dfs("admin", "fsck").returncode == 0
+    cluster.dfs("download", "-r", "/tree", tmp_path / "again")
+    oracle.assert_same(tree, tmp_path / "again")

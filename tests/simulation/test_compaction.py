@@ -6,9 +6,10 @@ from random import Random
 import pytest
 import trio
 
+from dfs.chunkserver.fragment_format import parse_name
 from dfs.client import Client
 from dfs.core.chunk import ChunkState
-from dfs.core.errors import FileSystemError
+from dfs.core.errors import DfsError, FileSystemError
 from dfs.master.jobs.compact import REST_S
 from dfs.master.keyspace import CHUNK, COMPACT_JOB, decode_chunk, scan_prefix
 from dfs.wire.messages import JobState
@@ -242,3 +243,31 @@ def test_replaced_chunks_are_no_obstacle_to_a_drain(tmp_path: Path) -> None:
             await check(client, kept)
 
     play(tmp_path / "disks", story, servers=5)
+
+
+def test_a_chunk_that_cannot_be_read_does_not_keep_others_from_being_compacted(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        kept = await fill(world, "/data", "scratch", 40, 10)
+        victim, lost = next((s, name) for s, name in world.fragments())
+        (path,) = [
+            path for path in (world.root / victim).rglob("*") if parse_name(path.name) == lost
+        ]
+        path.write_bytes(path.read_bytes()[:100] + bytes(path.stat().st_size - 100))
+        async with world.client("operator") as client:
+            info = await finished(client, (await client.admin.start("compact", threshold=0.5)).job)
+            assert (info.items_done, info.failures) == (3, 1), info
+            assert f"chunk {lost.chunk}" in info.note
+            used = [c for c, state in chunks(world).items() if state is ChunkState.SEALED]
+            assert len(used) == 3, "the bad one, and what two rewrites made of the others"
+            found = [await read(client, path) for path in kept]
+            assert sum(content(p) == data for p, data in zip(kept, found, strict=True)) == 3
+
+    async def read(client: Client, path: str) -> bytes:
+        try:
+            return await client.read_file(path)
+        except DfsError:
+            return b""
+
+    play(tmp_path / "disks", story, servers=3)

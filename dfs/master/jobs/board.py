@@ -97,6 +97,7 @@ class RunningJob:
         self.bytes_total = record.bytes_total
         self.failures = record.failures
         self.position = record.position
+        self.place = record.place
         self.note = record.note
         self.scope = trio.CancelScope()
         self._buckets = (shared, Bucket(record.bandwidth))
@@ -179,6 +180,7 @@ class RunningJob:
             self.failures,
             self.position,
             self.note,
+            self.place,
         )
 
     def info(self) -> JobInfo:

@@ -12,7 +12,7 @@ none.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from itertools import islice
 from typing import Final, NoReturn
@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 import trio
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState
-from dfs.core.errors import DfsError, FileSystemError, UnavailableError
+from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ChunkId, PolicyId
 from dfs.core.units import format_size
 from dfs.master import fragments
@@ -28,7 +28,14 @@ from dfs.master.backup import hold
 from dfs.master.commands import StartJob
 from dfs.master.jobs.board import RunningJob, seconds_for
 from dfs.master.jobs.context import JobContext
-from dfs.master.jobs.rewriter import Portion, Rewriter, expected_bytes
+from dfs.master.jobs.rewriter import (
+    PARTS_MAX,
+    PAUSES_S,
+    Portion,
+    Rewriter,
+    expected_bytes,
+    refuse_while_held,
+)
 from dfs.master.keyspace import (
     CHUNK,
     COMPACT_JOB,
@@ -47,8 +54,6 @@ AT_ONCE: Final = 4
 """Rewrites at a time."""
 SOURCES_MAX: Final = 64
 """Chunks that one rewrite empties."""
-PARTS_MAX: Final = 32_768
-"""Runs of live bytes that one rewrite copies: what an order may weigh."""
 FAILED_MAX: Final = 1000
 """A sweep in which so many chunks failed goes no further: something is wrong with all of it."""
 THRESHOLD: Final = 0.5
@@ -57,8 +62,6 @@ REST_S: Final = 60.0
 """Before each of its sweeps."""
 PACE: Final = 30.0
 """It takes a thirtieth of the event loop to look for chunks."""
-PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Before what failed is tried again."""
 SLICE: Final = 256
 """Chunks looked at between two turns of the event loop."""
 SUBJECT: Final = "whole cluster"
@@ -79,18 +82,13 @@ class Compact:
         self._rewriter = rewriter
 
     async def plan(self, request: StartRequest) -> tuple[PlanReply, StartJob]:
-        """Counts what a sweep would find now. Raises FileSystemError for a bad threshold."""
+        """Raises FileSystemError for a bad threshold."""
         threshold = request.threshold
         if not 0.01 <= threshold <= 1:
             raise FileSystemError(
                 f"a threshold of {threshold:.0%} makes no sense", hint="use one from 1% to 100%"
             )
-        items = live = freed = 0
-        async with aclosing(candidates(self._context, threshold)) as found:
-            async for chunk in found:
-                items += 1
-                live += chunk.live
-                freed += round((chunk.length - chunk.live) * chunk.width / chunk.k)
+        count = await self._count(threshold) if request.plan else _Count()
         context = self._context
         command = StartJob(
             context.now_ns(),
@@ -98,24 +96,32 @@ class Compact:
             SUBJECT,
             threshold=threshold,
             bandwidth=request.bandwidth,
-            items_total=items,
-            bytes_total=live,
         )
         notes = (
-            f"of no use is {threshold:.0%} of each or more: {format_size(freed)} on the disks, "
-            "before compression",
+            f"of no use is {threshold:.0%} of each or more: {format_size(count.freed)} on the "
+            "disks, before compression",
         )
-        seconds = seconds_for(context, live, request.bandwidth)
-        return PlanReply(self.name, SUBJECT, items, live, seconds, (), notes), command
+        seconds = seconds_for(context, count.live, request.bandwidth)
+        plan = PlanReply(self.name, SUBJECT, count.items, count.live, seconds, (), notes)
+        return plan, command
+
+    async def _count(self, threshold: float) -> "_Count":
+        """What a sweep would find now."""
+        count = _Count()
+        async with aclosing(candidates(self._context, threshold)) as found:
+            async for chunk in found:
+                count.items += 1
+                count.live += chunk.live
+                count.freed += round((chunk.length - chunk.live) * chunk.width / chunk.k)
+        return count
 
     async def run(self, job: RunningJob) -> str:
         if job.record.job == COMPACT_JOB:
             await self._stand(job)
-        if hold.is_held(self._context.reader):
-            raise UnavailableError(
-                "the metadata were restored, and nobody has confirmed yet that they are to be used",
-                hint="see dfs admin confirm-restore",
-            )
+        refuse_while_held(self._context)
+        if not job.items_total:
+            count = await self._count(job.record.threshold)
+            job.items_total, job.bytes_total = count.items, count.live
         for pause_s in (*PAUSES_S, 0.0):
             sweep = Sweep(self._context, self._rewriter, job, job.record.threshold)
             await sweep.run()
@@ -139,6 +145,16 @@ class Compact:
             sweep = Sweep(self._context, self._rewriter, job, THRESHOLD, pace=PACE)
             await sweep.run()
             job.note = f"{len(sweep.failed)} chunks failed: {sweep.why}" if sweep.failed else ""
+
+
+class _Count:
+    """Chunks that are due."""
+
+    def __init__(self) -> None:
+        self.items = 0
+        self.live = 0
+        self.freed = 0
+        """Bytes on the disks, before compression."""
 
 
 async def candidates(
@@ -254,7 +270,7 @@ class Sweep:
             job.position = min(self._undone, default=self._reached + 1) - 1
             limit.release()
 
-    def _fail(self, chunks: list[ChunkId], why: str) -> None:
+    def _fail(self, chunks: Sequence[ChunkId], why: str) -> None:
         self._job.failures += len(chunks)
         self.failed.update(chunks)
         self.why = why
@@ -276,7 +292,9 @@ class Sweep:
                     return
                 done = await self._rewriter.rewrite(portions, policy)
             bill.moved = done.stored
-        job.moved(len(portions), done.moved)
+        job.moved(len(portions) - len(done.failed), done.moved)
+        if done.failure is not None:
+            self._fail(done.failed, str(done.failure))
         if busy := [number for number in group.chunks if number not in free]:
             self._fail(busy, "other work has them in hand")
 

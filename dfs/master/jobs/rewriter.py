@@ -9,6 +9,7 @@ its last extent went, and its fragments are deleted once that is on the master's
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
@@ -16,9 +17,10 @@ import msgspec
 import trio
 
 from dfs.core.chunk import Chunk, ChunkState
-from dfs.core.errors import FragmentError, UnavailableError
+from dfs.core.errors import DfsError, FragmentError, UnavailableError
 from dfs.core.ids import ChunkId, DiskId, PolicyId
 from dfs.core.policy import Policy
+from dfs.master.backup import hold
 from dfs.master.commands import AbandonTarget, AllocateTarget, Place, Placement, Repoint
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import REPORT_AFTER_S, Mover
@@ -41,6 +43,10 @@ log = logging.getLogger(__name__)
 
 REWRITE_TIMEOUT_S: Final = 900.0
 """A whole chunk, read and written at the pace that clients leave to background work."""
+PARTS_MAX: Final = 32_768
+"""Runs of live bytes that one rewrite copies: what an order may weigh."""
+PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Before a job tries again what failed."""
 SLICE: Final = 1000
 """Rows of extent-by-chunk gone through in one go."""
 PASSES: Final = 3
@@ -59,16 +65,30 @@ class Portion(msgspec.Struct, frozen=True):
         return sum(part.length for part in self.parts)
 
 
-class Rewritten(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Rewritten:
     moved: int
     """Bytes of files that are in the new chunk now; a byte of two files counts twice."""
     stored: int
     """Bytes of its fragments."""
+    failed: tuple[ChunkId, ...] = ()
+    """Sources that stay as they are."""
+    failure: DfsError | None = None
+    """Why the last of them does."""
 
 
 def expected_bytes(policy: Policy, length: int) -> int:
     """What `length` bytes take on disks under a policy, before compression."""
     return round(length * policy.redundancy.expansion)
+
+
+def refuse_while_held(context: JobContext) -> None:
+    """Raises UnavailableError where nobody knows yet whether these metadata will be used."""
+    if hold.is_held(context.reader):
+        raise UnavailableError(
+            "the metadata were restored, and nobody has confirmed yet that they are to be used",
+            hint="see dfs admin confirm-restore",
+        )
 
 
 class Rewriter:
@@ -102,10 +122,35 @@ class Rewriter:
     ) -> Rewritten:
         """Write the portions, together at most a chunk, into a chunk of `policy`; move extents.
 
-        `only`: those of files that have this policy; 0: all.
+        `only`: those of files that have this policy; 0: all. One that cannot be read does not keep
+        the others from that: they go into several chunks then.
 
-        Raises DfsError where that failed: then nothing has changed, or a part has moved.
+        Raises DfsError where none was: nothing has changed then, or a part has moved.
         """
+        try:
+            return await self._rewrite(portions, policy, only)
+        except FragmentError:
+            if len(portions) == 1:
+                raise
+        moved = stored = 0
+        failed: tuple[ChunkId, ...] = ()
+        failure: DfsError | None = None
+        middle = len(portions) // 2
+        for half in (portions[:middle], portions[middle:]):
+            try:
+                done = await self.rewrite(half, policy, only=only)
+                moved, stored = moved + done.moved, stored + done.stored
+                failed, failure = failed + done.failed, done.failure or failure
+            except DfsError as error:
+                failed += tuple(portion.chunk.chunk for portion in half)
+                failure = error
+        if failure is not None and len(failed) == len(portions):
+            raise failure
+        return Rewritten(moved, stored, failed, failure)
+
+    async def _rewrite(
+        self, portions: Sequence[Portion], policy: Policy, only: PolicyId
+    ) -> Rewritten:
         sources = [self._source(portion) for portion in portions]
         length = sum(portion.length for portion in portions)
         target = self._allocate(policy, length)
@@ -173,8 +218,8 @@ class Rewriter:
                 f"chunk {target.chunk} was written with {reply.length} bytes instead of {length}"
             )
         written = {fragment.index for fragment in target.fragments}.difference(reply.lost)
-        least = min(len(portion.chunk.good) - portion.chunk.k for portion in portions)
-        if len(written) < target.width and len(written) - target.k < least:
+        safest = max(len(portion.chunk.good) - portion.chunk.k for portion in portions)
+        if len(written) < target.width and len(written) - target.k < safest:
             raise UnavailableError(
                 f"only {len(written)} of {target.width} fragments of a new chunk could be written, "
                 "the old ones are safer",
