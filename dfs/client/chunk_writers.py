@@ -11,6 +11,7 @@ from dfs.client.retry import worth_retrying
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import InodeId, PolicyId
+from dfs.core.inode import AppendMark
 from dfs.core.policy import Policy
 
 HELD_TOTAL_BYTES: Final = 96 * 1024 * 1024
@@ -31,6 +32,8 @@ class ChunkWriters:
         self._writers: dict[PolicyId, ChunkWriter] = {}
         self._dirty: dict[FileWriter, None] = {}
         self._held = 0
+        self._identity = 0
+        self._marks = 0
         self._committing: WeakValueDictionary[InodeId, trio.Lock] = WeakValueDictionary()
         context.meta.session.on_replaced.append(self._session_replaced)
 
@@ -38,6 +41,13 @@ class ChunkWriters:
     def held_bytes(self) -> int:
         """Raw bytes written and not yet published."""
         return self._held
+
+    def mark(self) -> AppendMark:
+        """For one more append, by which it is known again."""
+        if not self._marks:
+            self._identity = self.context.meta.link.rng.getrandbits(63)
+        self._marks += 1
+        return AppendMark(self._identity, self._marks)
 
     async def policies(self, *, refresh: bool = False) -> dict[PolicyId, Policy]:
         """All policies by number."""

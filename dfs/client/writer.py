@@ -27,7 +27,7 @@ from dfs.client.ticket import Ticket
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
-from dfs.core.inode import Extent, Inode
+from dfs.core.inode import AppendMark, Extent, Inode
 from dfs.wire.messages import Commit, Cred
 
 BUFFERED_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -56,6 +56,9 @@ class Holder(Protocol):
 
     def committing(self, ino: InodeId) -> trio.Lock:
         """One lock for a file, held while it is committed."""
+
+    def mark(self) -> AppendMark:
+        """For one more append, by which it is known again."""
 
 
 class Owner(Protocol):
@@ -93,10 +96,11 @@ class _Round:
 class _Attempt:
     """Appended bytes on their way: kept until it is known whether the file has them."""
 
-    __slots__ = ("count", "in_doubt", "length", "since", "ticket")
+    __slots__ = ("count", "in_doubt", "length", "mark", "since", "ticket")
 
-    def __init__(self, ticket: Ticket, count: int, length: int) -> None:
+    def __init__(self, ticket: Ticket, mark: AppendMark, count: int, length: int) -> None:
         self.ticket = ticket
+        self.mark = mark
         self.count = count
         """Of the appends it consists of."""
         self.length = length
@@ -508,14 +512,17 @@ class FileWriter:
                 raise
             extents = appended_extents(attempt.ticket, attempt.length)
             since = self._owner.version
-            inode = await self._find(extents) if attempt.in_doubt else None
+            inode = await self._find(attempt.mark, extents) if attempt.in_doubt else None
             placed: list[Extent] | None = None
             synced = False
             if inode is None:
                 # Cancelled, or with no answer in time, it may take effect or not.
                 attempt.in_doubt = True
                 attempt.since = since
-                op = Commit(self._ino, tuple(extents), mtime_ns=self.mtime_ns, append=True)
+                op = Commit(
+                    self._ino, tuple(extents), mtime_ns=self.mtime_ns, append=True,
+                    mark=attempt.mark,
+                )  # fmt: skip
                 try:
                     inode, synced = await self._do(op, sync)
                 except DfsError as error:
@@ -523,7 +530,7 @@ class FileWriter:
                         attempt.in_doubt = not isinstance(error, FileSystemError)
                         raise
                     # Its reply may have been lost, and then the session.
-                    inode = await self._find(extents)
+                    inode = await self._find(attempt.mark, extents)
                     if inode is None:
                         attempt.ticket.abandon()
                         if self._attempt is attempt:
@@ -556,20 +563,25 @@ class FileWriter:
             [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)],
             sync=sync,
         )
-        attempt = _Attempt(ticket, len(parts), len(data))
+        attempt = _Attempt(ticket, self._holder.mark(), len(parts), len(data))
         if discards == self._discards:
             self._attempt = attempt
         else:
             ticket.settle()  # given up meanwhile
         return attempt
 
-    async def _find(self, extents: Sequence[Extent]) -> Inode | None:
-        """The inode, if the file refers to bytes of `extents` somewhere, and would by now."""
+    async def _find(self, mark: AppendMark, extents: Sequence[Extent]) -> Inode | None:
+        """The inode, if it has an append's mark, or bytes of it somewhere, and would by now.
+
+        Of many clients it does not keep the marks, and the master may move bytes elsewhere.
+        """
         await self._meta.session.settle()
         after = 0
         while True:
             reply = await self._meta.extents(self._ino, after)
-            if any(share_bytes(found, wanted) for found in reply.extents for wanted in extents):
+            if mark in reply.inode.appends or any(
+                share_bytes(found, wanted) for found in reply.extents for wanted in extents
+            ):
                 return reply.inode
             if not reply.more or not reply.extents:
                 return None

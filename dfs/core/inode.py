@@ -7,6 +7,7 @@ through without decoding it.
 
 import stat
 from enum import IntFlag
+from typing import Final
 
 import msgspec
 
@@ -22,6 +23,19 @@ class InodeFlag(IntFlag):
     """It may have extended attributes; without this flag it has none."""
     OPENED = 4
     """Some session opened it once, and may have it open; without this flag none has."""
+
+
+APPENDS_MAX: Final = 16
+"""Clients of whom an inode remembers the last append."""
+
+
+class AppendMark(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One append, as its client knows it: by which that finds out whether it took effect."""
+
+    client: int
+    """A random number of the client's; it outlives its sessions."""
+    number: int
+    """Of its appends, to whichever file."""
 
 
 class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -51,6 +65,8 @@ class Inode(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Symlinks only."""
     flags: int = 0
     """InodeFlag."""
+    appends: tuple[AppendMark, ...] = ()
+    """The last append of each of the last APPENDS_MAX clients, the latest at the end."""
 
     @property
     def is_dir(self) -> bool:

@@ -10,7 +10,7 @@ from msgspec.structs import replace as changed
 
 from dfs.core.errors import BusyError, DfsError, FileSystemError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES
-from dfs.core.inode import Extent, Inode
+from dfs.core.inode import APPENDS_MAX, AppendMark, Extent, Inode
 from dfs.core.permissions import READ, WRITE, mode_after_write, refused
 from dfs.master import extents, sessions, trims
 from dfs.master.context import CLONE_ROWS_PER_COMMAND, Context
@@ -67,8 +67,15 @@ def commit(ctx: Context, op: Commit) -> Inode:
         size = max(size, base + max(extent.end for extent in op.extents))
     allocated = inode.allocated + _lay(ctx, inode, op.extents, base)
     inode = changed(written(ctx, inode, mtime_ns=op.mtime_ns), size=size, allocated=allocated)
+    if op.append and op.mark is not None:
+        inode = changed(inode, appends=_with_mark(inode.appends, op.mark))
     put_inode(ctx.txn, inode)
     return inode
+
+
+def _with_mark(marks: tuple[AppendMark, ...], mark: AppendMark) -> tuple[AppendMark, ...]:
+    others = tuple(each for each in marks if each.client != mark.client)
+    return (*others[1 - APPENDS_MAX :], mark)
 
 
 def _lay(ctx: Context, inode: Inode, pieces: Sequence[Extent], base: int) -> int:

@@ -13,7 +13,7 @@ import msgspec
 from dfs.core.chunk import Chunk, Layout
 from dfs.core.errors import WireError
 from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, ServerId, SessionId
-from dfs.core.inode import Extent, Inode
+from dfs.core.inode import AppendMark, Extent, Inode
 from dfs.core.policy import Policy
 
 
@@ -198,7 +198,7 @@ class Commit(Op, frozen=True, tag=15):
     `size`: the file is at least that long after (None: as the extents' ends say). With
     `append` the extents' offsets and `size` are relative to the end of the file at commit. The
     session must own the open chunks named, or they must be sealed. Sets mtime and ctime to now, or
-    mtime to `mtime_ns`; clears set-id bits unless uid 0.
+    mtime to `mtime_ns`; clears set-id bits unless uid 0. The inode keeps the `mark` of an append.
     """
 
     ino: InodeId
@@ -206,6 +206,7 @@ class Commit(Op, frozen=True, tag=15):
     size: int | None = None
     mtime_ns: int | None = None
     append: bool = False
+    mark: AppendMark | None = None
 
 
 class PunchHole(Op, frozen=True, tag=16):

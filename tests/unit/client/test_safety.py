@@ -1,6 +1,7 @@
 """What a client must not lose, repeat or misread when replies, sessions and callers go away."""
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -261,6 +262,47 @@ async def test_an_append_that_is_in_doubt_when_the_session_ends_stands_in_the_fi
                     await client.mkdir("/d")
                 await log.write(b"two")
             assert await client.read_file(path) == b"one two"
+
+
+@pytest.mark.allow_logs("")
+@pytest.mark.parametrize("others", [0, 1, 12])
+@pytest.mark.parametrize("lost", ["question", "answer"])
+async def test_an_append_in_doubt_that_was_moved_meanwhile_stands_in_the_file_once(
+    tmp_path: Path, autojump_clock: MockClock, lost: str, others: int
+) -> None:
+    """Its session ends, and compaction moves what it wrote; others may append the very same."""
+
+    def refuse_commits(request: Message) -> None:
+        if is_commit(request):
+            raise UnavailableError("the master is away")
+
+    trouble: dict[str, Any] = (
+        {"after": lose_reply} if lost == "answer" else {"before": refuse_commits}
+    )
+    async with (
+        running(tmp_path, on_unavailable="error") as (world, client),
+        world.client("other") as other,
+    ):
+        async with await client.open("/log", "a") as log:
+            async with await client.open("/junk", "w") as junk:
+                await junk.write(os.urandom(50_000))
+            await log.write(b"line\n")
+            with intercepted(client, **trouble), pytest.raises(UnavailableError):
+                await log.flush()
+            await end_session(client)
+            await trio.sleep(20)
+            await other.unlink("/junk")
+            await other.admin.start("compact", threshold=0.5)
+            await trio.sleep(20)
+            for _ in range(others):
+                async with await other.open("/log", "a") as again:
+                    await again.write(b"line\n")
+            with suppress(OSError):
+                # Without patience the old session's end is reported once.
+                await client.mkdir("/d")
+            await log.flush()
+        assert await client.read_file("/log") == b"line\n" * (others + 1)
+        world.check_metadata()
 
 
 async def test_a_cancelled_commit_does_not_overtake_a_newer_one_of_the_same_bytes(

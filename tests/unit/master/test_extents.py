@@ -8,7 +8,7 @@ import pytest
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState
 from dfs.core.errors import DfsError
 from dfs.core.ids import ROOT_INODE
-from dfs.core.inode import Extent, InodeFlag
+from dfs.core.inode import APPENDS_MAX, AppendMark, Extent, InodeFlag
 from dfs.master import commands, context, extents, file_data, queries, removal
 from dfs.master.keyspace import get_chunk
 from dfs.master.store import MemoryStore
@@ -120,6 +120,21 @@ def test_append_is_placed_by_the_master(rig: Rig, file: int, chunk: int) -> None
     assert inode.size == 125
     assert rig.extents(file) == [(100, 10, chunk, 0)]
     rig.check()
+
+
+def test_a_file_knows_the_last_append_of_each_of_its_last_clients(rig: Rig) -> None:
+    file, chunk = rig.create(b"a"), rig.chunk()
+
+    def append(client: int, number: int) -> tuple[AppendMark, ...]:
+        mark = AppendMark(client, number)
+        return rig.made(Commit(file, (Extent(0, 1, chunk, 0),), append=True, mark=mark)).appends
+
+    for client in range(APPENDS_MAX):
+        assert append(client, 1)[-1] == AppendMark(client, 1)
+    assert append(0, 2) == (*(AppendMark(n, 1) for n in range(1, APPENDS_MAX)), AppendMark(0, 2))
+    assert append(99, 7)[-2:] == (AppendMark(0, 2), AppendMark(99, 7))
+    assert len(rig.inode(file).appends) == APPENDS_MAX
+    assert AppendMark(1, 1) not in rig.inode(file).appends
 
 
 def test_commit_can_extend_by_a_hole_and_set_the_time(rig: Rig, file: int, chunk: int) -> None:
