@@ -23,13 +23,17 @@ Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence num
 
 Explaining: `fact_finding` (asks everybody about a file) -> `diagnosis` (pure: what that means).
 
-Reading: `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache` -> `fetcher`
-(any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports` of bad ones.
+Own directories: `delegations` (how they come and go) on `own_directories` (what is done there),
+told later by `write_behind`; `new_files`: the bytes of small files go along.
+
+Reading: `open_files` -> `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache`
+-> `fetcher` (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports`
+of bad ones.
 
 Writing: `open_file` -> `writer` (the `pieces` of one file, its `append_queue`) -> `chunk_writers`,
 `chunk_writer` (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk) ->
 `streams` (a run of blocks on its way to them); `avoidance` of disks that failed; a `ticket` says
-where written bytes are.
+where written bytes are, `unsynced` what of it may not be on disks yet.
 
 Small tools: `interval_map`, `together` (tasks that fail as one), `workers` (threads),
 `remote_paths`.
@@ -40,7 +44,8 @@ Errors are those of `dfs.core.errors`: all of them `OSError`s with an errno.
 from dfs.client.client import Client, connect
 from dfs.client.files import File
 from dfs.client.meta import Meta
-from dfs.client.open_file import OpenFile, OpenFiles
+from dfs.client.open_file import OpenFile
+from dfs.client.open_files import OpenFiles
 from dfs.client.progress import Failure, Progress, ProgressCallback, Summary
 from dfs.core.inode import Inode as Stat
 from dfs.wire.messages import Cred, DirEntry

@@ -8,6 +8,7 @@ import trio
 
 from dfs.client.chunk_writer import ChunkWriter, WriteContext
 from dfs.client.retry import worth_retrying
+from dfs.client.unsynced import Unsynced
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import InodeId, PolicyId
@@ -34,6 +35,7 @@ class ChunkWriters:
         self._held = 0
         self._identity = 0
         self._marks = 0
+        self.unsynced = Unsynced()
         self._committing: WeakValueDictionary[InodeId, trio.Lock] = WeakValueDictionary()
         context.meta.session.on_replaced.append(self._session_replaced)
 

@@ -32,7 +32,8 @@ from dfs.client.fetcher import Fetcher
 from dfs.client.files import File
 from dfs.client.master_link import MasterLink
 from dfs.client.meta import Meta
-from dfs.client.open_file import OpenFile, OpenFiles
+from dfs.client.open_file import OpenFile
+from dfs.client.open_files import OpenFiles
 from dfs.client.path_operations import PathOperations
 from dfs.client.progress import ProgressCallback, Summary
 from dfs.client.reader import Reader
@@ -199,6 +200,8 @@ class Client(PathOperations):
 
     async def sync(self) -> None:
         """Return when everything this client has written, and changed, is on disks."""
+        # What is told late may bring bytes along.
+        await self.meta.delegations.log.all_settled()
         await self.writers.sync()
         await self.meta.sync()
 

@@ -6,7 +6,8 @@ from typing import Final, Self
 
 import trio
 
-from dfs.client.open_file import OpenFile, OpenFiles, Part
+from dfs.client.open_file import OpenFile, Part
+from dfs.client.open_files import OpenFiles
 from dfs.core.buffers import Buffer
 from dfs.core.errors import refuse
 from dfs.core.inode import Inode

@@ -1,46 +1,35 @@
-"""Files that this client has open: one object per inode, shared by all its handles.
+"""A file that this client has open: one object per inode, shared by all its handles.
 
 An `OpenFile` joins what is published (extents, read through the block cache) with what is
 written and not committed yet, so that handles of one client see each other's writes at once.
-`OpenFiles` counts handles and tells the master which inodes to keep while they are unlinked.
 """
 
-import errno
-import logging
-from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from dfs.client.chunk_writers import ChunkWriters
 from dfs.client.extent_map import ExtentMap
 from dfs.client.fetcher import StaleExtentError
 from dfs.client.interval_map import Span
-from dfs.client.meta import Meta
-from dfs.client.reader import Reader
-from dfs.client.resolver import Resolver
-from dfs.client.retry import worth_retrying
+from dfs.client.new_files import NewFile
 from dfs.client.together import together
 from dfs.client.writer import FileWriter
-from dfs.core.errors import DfsError, FileSystemError, LostChangesError, from_wire
-from dfs.core.ids import ChunkId, InodeId, SessionId
+from dfs.core.errors import DfsError, LostChangesError, from_wire
+from dfs.core.ids import ChunkId, InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Access, Cred, SetAttr
+
+if TYPE_CHECKING:
+    from dfs.client.open_files import OpenFiles
 
 READ_STEP_BYTES: Final = 4 * 1024 * 1024
 """Requests are cut at multiples of this in the file, which are block boundaries too."""
 _READS_AT_ONCE: Final = 4
-_RELEASED_MAX: Final = 10_000
 _STALE_MAX: Final = 5
 """So often a read starts anew because others overwrote the file meanwhile."""
-_REOPEN_AGAIN_S: Final = 1.0
 
 Part = bytes | memoryview
-
-log = logging.getLogger(__name__)
 
 
 class OpenFile:
@@ -65,12 +54,16 @@ class OpenFile:
         """Of the master, as far as they were told here or before."""
         self.extents = ExtentMap(inode.ino, files.meta, files.resolver)
         self.writer: FileWriter | None = None
+        self.new: NewFile | None = None
+        """Its bytes, while they are to be published together with the file. Then that is all."""
         self._files = files
         self._opening_writer = trio.Lock()
 
     @property
     def size(self) -> int:
         """Bytes, counting what is written and not committed (but for appends)."""
+        if self.new is not None:
+            return max(self.inode.size, len(self.new.data))
         pending = self.writer.overlay.end if self.writer is not None else 0
         return max(self.inode.size, pending)
 
@@ -91,7 +84,7 @@ class OpenFile:
 
     @property
     def dirty(self) -> bool:
-        return self.writer is not None and self.writer.dirty
+        return self.new is not None or (self.writer is not None and self.writer.dirty)
 
     @property
     def version(self) -> int:
@@ -124,6 +117,8 @@ class OpenFile:
             UnavailableError: they cannot be read now, nor within what `on_unavailable` allows.
             CorruptError: no disk has them any more.
         """
+        if self.new is not None:
+            return [bytes(self.new.data[offset : offset + length])]
         if self.writer is not None and self.writer.appending:
             await self.writer.commit()
         for tries in range(1, _STALE_MAX + 1):
@@ -215,7 +210,8 @@ class OpenFile:
         if self.lost is not None and self.access & Access.WRITE:
             raise from_wire(self.lost.to_wire())
 
-    async def _open_writer(self) -> FileWriter:
+    async def open_writer(self) -> FileWriter:
+        """What publishes its bytes."""
         async with self._opening_writer:
             if self.writer is None:
                 files = self._files
@@ -241,10 +237,48 @@ class OpenFile:
         # A commit that does not come after what was known: the master has lost that.
         self.learn(inode, since=since + operations if extents is not None else since)
 
+    def write_new(self, offset: int, data: bytes, time_ns: int) -> bool:
+        """Write to a small file that the master has not heard of. From any thread.
+
+        False: it is none (any more): `write` it. What is taken is published with the file, in a
+        moment, or as soon as anybody else looks (see `new_files`).
+        """
+        if self.writer is not None or not self._files.meta.delegations.log.write_new(
+            self, offset, data, time_ns
+        ):
+            return False
+        self.written_ns = time_ns
+        self.epoch += 1
+        return True
+
+    async def go_on_alone(self) -> None:
+        """Have the bytes of a new file for this file alone, where they are not on their way yet."""
+        if self.new is None:
+            return
+        await self.open_writer()
+        new = self.new
+        if new is not None and not self._files.meta.delegations.log.withdraw(new):
+            await self._new_published()
+
+    def take_over(self, new: NewFile) -> None:
+        """Its bytes are published without the file. Does not yield; the writer is there."""
+        assert self.writer is not None
+        self.writer.take_over(new.data, new.time_ns, new.cred)
+        self.new = None
+        self.epoch += 1
+
+    async def _new_published(self) -> None:
+        """Return when the bytes of a new file are published, or taken over."""
+        while self.new is not None:
+            await self._files.meta.delegations.log.settled((self.ino,))
+            if self.new is not None:
+                await self.new.ended()
+
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
         self._check()
-        writer = self.writer or await self._open_writer()
+        await self.go_on_alone()
+        writer = self.writer or await self.open_writer()
         if writer.appending and offset + len(data) > self.inode.size:
             # It may lie in what was appended before it.
             await writer.commit()
@@ -261,7 +295,8 @@ class OpenFile:
         With `more` the next append may be a part of the same write: see `FileWriter.append`.
         """
         self._check()
-        writer = self.writer or await self._open_writer()
+        await self.go_on_alone()
+        writer = self.writer or await self.open_writer()
         self.epoch += 1
         try:
             await writer.append(data, more=more)
@@ -286,6 +321,8 @@ class OpenFile:
     async def flush(self) -> None:
         """Publish what was written. Raises DfsError; the bytes are kept for another try."""
         self._check()
+        if self.new is not None:
+            await self._new_published()
         if self.writer is not None:
             await self.writer.commit()
 
@@ -295,8 +332,12 @@ class OpenFile:
         Raises LostChangesError, once, where the master has lost what was published before.
         """
         self._check()
+        await self.go_on_alone()
         barrier = self._files.meta.barrier
         answered: dict[int, int] | None = barrier.answered()
+        if self.writer is None and self._files.writers.unsynced.of(self.ino):
+            # Of an earlier open.
+            await self.open_writer()
         if self.writer is None or not await self.writer.sync():
             answered = None
         try:
@@ -321,201 +362,6 @@ class OpenFile:
             self.extents.forget(inode.version)
         # A change of our own that came after may have been answered before.
         self.learn(inode, since=since)
-
-
-class OpenFiles:
-    """All open files of a client, which owns it."""
-
-    def __init__(
-        self,
-        meta: Meta,
-        reader: Reader,
-        resolver: Resolver,
-        writers: ChunkWriters,
-        nursery: trio.Nursery,
-    ) -> None:
-        self.meta = meta
-        self.reader = reader
-        self.resolver = resolver
-        self.writers = writers
-        self.nursery = nursery
-        self._open: dict[InodeId, OpenFile] = {}
-        self._locks: dict[InodeId, tuple[trio.Lock, int]] = {}
-        self.releases = 0
-        """Inodes released so far."""
-        self.on_commit: Callable[[Inode, int, int], None] | None = None
-        """Told of each commit: the inode after it, the version before, and by how many changes."""
-        self._released: OrderedDict[InodeId, int] = OrderedDict()
-        """The last ones, and which release it was."""
-        meta.session.on_replaced.append(self._session_replaced)
-
-    def get(self, ino: InodeId) -> OpenFile | None:
-        """The file, if this client has it open."""
-        return self._open.get(ino)
-
-    async def open(self, ino: InodeId, access: int, *, cred: Cred | None = None) -> OpenFile:
-        """A handle on an inode. The master checks the permission. Give it back to `close`."""
-        async with _KeyLock(self._locks, ino):
-            known = self._open.get(ino)
-            since = known.version if known is not None else -1
-            inode = await self.meta.open(ino, access, cred=cred)
-            if known is not None and inode.version < since:
-                known.learn(inode, since=since)
-            return self.adopt(inode, access, cred=cred)
-
-    def adopt(self, inode: Inode, access: int, *, cred: Cred | None = None) -> OpenFile:
-        """A handle on an inode that an operation (Open, Create, Unnamed) has just opened."""
-        file = self._open.get(inode.ino)
-        if file is None:
-            file = self._open[inode.ino] = OpenFile(self, inode)
-        elif inode.version != file.extents.version:
-            # Close-to-open: see what others have done since.
-            file.epoch += 1
-            file.extents.forget(inode.version)
-        file.learn(inode)
-        file.access |= access
-        file.grants[cred] = file.grants.get(cred, 0) | access
-        file.lost = None
-        file.handles += 1
-        return file
-
-    async def close(self, file: OpenFile, *, discard: bool = False) -> None:
-        """Publish what was written (or `discard` it), and give a handle back.
-
-        Raises:
-            DfsError: what was written could not be published, and is given up.
-        """
-        try:
-            if not discard:
-                await file.flush()
-        finally:
-            file.handles -= 1
-            if not file.handles:
-                if file.writer is not None:
-                    file.writer.discard()
-                # In a client that is closing, the session's end releases it.
-                with suppress(RuntimeError):
-                    self.nursery.start_soon(self._release, file)
-
-    def let_go(self, file: OpenFile) -> None:
-        """As `close`, of a file to which nothing was written; does not wait."""
-        file.handles -= 1
-        if file.handles:
-            return
-        ino = file.ino
-        if ino not in self._locks and self.meta.delegations.release(ino, self.meta.cred):
-            del self._open[ino]
-            self._note_release(ino)
-        else:
-            with suppress(RuntimeError):
-                self.nursery.start_soon(self._release, file)
-
-    async def _release(self, file: OpenFile) -> None:
-        """Tell the master, unless somebody has opened the file meanwhile."""
-        async with _KeyLock(self._locks, file.ino):
-            if file.handles or self._open.get(file.ino) is not file:
-                return
-            del self._open[file.ino]
-            try:
-                await self.meta.release(file.ino)
-            except DfsError as error:
-                # The session's end releases it.
-                log.debug("inode %d was not released: %s", file.ino, error)
-            # Counted when it is done: it may have been repeated up to now.
-            self._note_release(file.ino)
-
-    def _note_release(self, ino: InodeId) -> None:
-        self.releases += 1
-        self._released[ino] = self.releases
-        self._released.move_to_end(ino)
-        if len(self._released) > _RELEASED_MAX:
-            self._released.popitem(last=False)
-
-    async def adopt_or_open(
-        self, inode: Inode, access: int, releases: int, *, cred: Cred | None = None
-    ) -> OpenFile:
-        """`adopt` what a Create gave that was sent when `releases` was as given.
-
-        If it gave a file that was there, and that this client has released meanwhile or is
-        about to, the release may come second: the file is opened again.
-        """
-        if inode.ino in self._locks or self._released.get(inode.ino, 0) > releases:
-            return await self.open(inode.ino, access, cred=cred)
-        return self.adopt(inode, access, cred=cred)
-
-    async def flush(self) -> None:
-        """Publish what all open files hold. Raises the first DfsError, after trying all."""
-        failure: DfsError | None = None
-        for file in list(self._open.values()):
-            try:
-                await file.flush()
-            except DfsError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-
-    def _session_replaced(self) -> None:
-        """The new session has nothing open: open it all again."""
-        # Other threads adopt files meanwhile.
-        for file in list(self._open.values()):
-            self.nursery.start_soon(self._reopen, file, self.meta.session.current_id)
-
-    async def _reopen(self, file: OpenFile, session: SessionId) -> None:
-        """Open a file under a session that is new, until it is done or refused."""
-        while self.meta.session.current_id in (session, 0):
-            async with _KeyLock(self._locks, file.ino):
-                if not file.handles or self._open.get(file.ino) is not file:
-                    return
-                try:
-                    for cred, access in list(file.grants.items()):
-                        await self._open_again(file, access, cred)
-                except DfsError as error:
-                    if not worth_retrying(error):
-                        log.warning("inode %d cannot be opened again: %s", file.ino, error)
-                        file.lost = error
-                        return
-                    log.info("inode %d is not open yet in session %d: %s", file.ino, session, error)
-                else:
-                    file.lost = None
-                    return
-            await trio.sleep(_REOPEN_AGAIN_S)
-
-    async def _open_again(self, file: OpenFile, access: int, cred: Cred | None) -> None:
-        try:
-            await self.meta.open(file.ino, access, cred=cred)
-        except FileSystemError as error:
-            if error.errno == errno.EACCES:
-                # Who may no longer write to it may at least go on reading.
-                await self.meta.open(file.ino, 0, cred=cred)
-            raise
-
-
-class _KeyLock:
-    """One lock per key, kept while anyone uses it."""
-
-    def __init__(self, locks: dict[InodeId, tuple[trio.Lock, int]], key: InodeId) -> None:
-        self._locks = locks
-        self._key = key
-        self._lock, users = locks.get(key, (trio.Lock(), 0))
-        locks[key] = (self._lock, users + 1)
-
-    async def __aenter__(self) -> None:
-        try:
-            await self._lock.acquire()
-        except BaseException:
-            self._leave()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
-        self._leave()
-
-    def _leave(self) -> None:
-        lock, users = self._locks[self._key]
-        if users == 1:
-            del self._locks[self._key]
-        else:
-            self._locks[self._key] = (lock, users - 1)
 
 
 def _steps(span: Span[ChunkId]) -> list[Span[ChunkId]]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from dfs.client import remote_paths
 from dfs.client.meta import Meta, unwrap
-from dfs.client.open_file import OpenFiles
+from dfs.client.open_files import OpenFiles
 from dfs.client.progress import Failure, Progress, ProgressCallback, Summary
 from dfs.client.remote_paths import AnyPath, about, encode, name_it, show, split
 from dfs.client.together import together

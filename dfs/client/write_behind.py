@@ -9,22 +9,28 @@ Owned by `Delegations`. `log` may be called from any thread; all else in trio's.
 """
 
 import logging
+import stat
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from itertools import islice
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 
 import trio
 from msgspec.structs import replace as changed
 
 from dfs.client.barrier import Barrier
 from dfs.client.master_link import MasterLink
+from dfs.client.new_files import NewFile, NewFiles
 from dfs.client.retry import OnUnavailable, Patience
 from dfs.client.session import Session
+from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, SessionError, from_wire
 from dfs.core.ids import InodeId
 from dfs.wire import messages as m
+
+if TYPE_CHECKING:
+    from dfs.client.open_file import OpenFile
+    from dfs.client.ticket import Ticket
 
 FLUSH_S: Final = 0.25
 """How long a change is kept back."""
@@ -32,6 +38,15 @@ BATCH_MAX: Final = 1024
 """Changes in one request. The master serves nobody else while it works on one."""
 LOG_MAX: Final = 8192
 """With so many that are not told, new changes wait."""
+NEW_FILE_BYTES: Final = BLOCK_BYTES
+"""Files up to this size are published together with their making."""
+BATCH_NEW_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of new files in one request."""
+NEW_BYTES_MANY: Final = 8 * 1024 * 1024
+"""With so many that are not published, a close waits."""
+NEW_BYTES_MAX: Final = 32 * 1024 * 1024
+"""With so many, none are taken: they are written the ordinary way."""
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _LATE_MAX: Final = 1000
 _NO_LIMIT: Final = OnUnavailable.parse("wait")
 
@@ -41,7 +56,7 @@ log = logging.getLogger(__name__)
 class Change:
     """One operation that has been made, or that somebody waits for."""
 
-    __slots__ = ("answer", "cred", "inos", "op")
+    __slots__ = ("answer", "cred", "inos", "new", "op")
 
     def __init__(
         self,
@@ -55,6 +70,8 @@ class Change:
         self.inos = inos
         """What it is about: its file and directories."""
         self.answer = answer
+        self.new: NewFile | None = None
+        """The bytes of the file that it makes."""
 
 
 class _Answer:
@@ -105,6 +122,10 @@ class WriteBehind:
         """Whose changes these are."""
         self.before_sending: Callable[[], None] = _nothing
         """Called before anything is sent: a last chance to change what is logged."""
+        self.new_files: NewFiles | None = None
+        """Who takes the bytes of new files to the disks; None: the log takes none."""
+        self._new_bytes = 0
+        """Of new files, not published yet."""
 
     # ---------------------------------------------------------------- logging (any thread)
 
@@ -138,6 +159,68 @@ class WriteBehind:
         else:
             self.log(m.Release(ino), cred, ino)
         return True
+
+    def write_new(self, file: "OpenFile", offset: int, data: bytes, time_ns: int) -> bool:
+        """Write to a file whose making is in the log. False: it is not, or not small."""
+        create = self._creates.get(file.ino)
+        if create is None or self.new_files is None or not self.new_files.allowed:
+            return False
+        with self.lock:
+            if self._creates.get(file.ino) is not create or file.writer is not None:
+                return False
+            new = create.new
+            held = 0 if new is None else len(new.data)
+            end = offset + len(data)
+            if offset > held or end > NEW_FILE_BYTES or self._new_bytes >= NEW_BYTES_MAX:
+                return False
+            if new is None:
+                if file.inode.mode & _SET_ID:
+                    # Publishing may clear them; what it does is the master's to say.
+                    return False
+                new = create.new = NewFile(file, create.cred)
+            new.data[offset:end] = data
+            new.time_ns = time_ns
+            self._new_bytes += len(new.data) - held
+            file.new = new
+        return True
+
+    def withdraw(self, new: NewFile) -> bool:
+        """Have the file take over its bytes, whose writer is there. False: they are on their way.
+
+        In trio's thread.
+        """
+        with self.lock:
+            create = self._creates.get(new.ino)
+            if create is None or create.new is not new or new.closed:
+                return False
+            create.new = None
+            self._new_bytes -= len(new.data)
+            new.file.take_over(new)
+        new.end()
+        return True
+
+    def close_new(self, new: NewFile) -> bool:
+        """The last handle of a new file is closed: it is given back when the bytes are published.
+
+        False: let go of it when they are.
+        """
+        with self.lock:
+            create = self._creates.get(new.ino)
+            if create is None or create.new is not new:
+                return False
+            if not new.file.inode.mode & stat.S_IWUSR and new.cred.uid:
+                # Only who has it open may publish.
+                return False
+            # Made and closed again: nobody needs to know that it was open.
+            assert isinstance(create.op, m.Create)
+            create.op = changed(create.op, open=False)
+            new.closed = True
+        return True
+
+    @property
+    def crowded(self) -> bool:
+        """There are so many bytes of new files that a close should wait. From any thread."""
+        return self._new_bytes >= NEW_BYTES_MANY
 
     def waits(self, ino: InodeId) -> bool:
         """Whether the master does not know all about the inode."""
@@ -191,6 +274,18 @@ class WriteBehind:
             raise from_wire(error.to_wire())
         return answer.result
 
+    @property
+    def has_lost(self) -> bool:
+        """Something was lost, and not everybody has been told."""
+        return bool(self._late)
+
+    def note_lost(self, ino: InodeId, error: DfsError) -> None:
+        """Something that was answered is lost: for `check`."""
+        self._late[ino] = error
+        self._late.move_to_end(ino)
+        while len(self._late) > _LATE_MAX:
+            self._late.popitem(last=False)
+
     def check(self, ino: InodeId) -> None:
         """Raises, once, what became of changes about the inode that were answered before."""
         error = self._late.pop(ino, None)
@@ -213,6 +308,7 @@ class WriteBehind:
             self.before_sending()
             while self._log:
                 await self._send()
+                self.before_sending()
 
     def start(self, session: int) -> None:
         """Changes are those of this session from now on; they are sent from time to time."""
@@ -222,9 +318,14 @@ class WriteBehind:
     def _take(self) -> list[Change]:
         with self.lock:
             first = self._log[0]
-            batch = []
-            for change in islice(self._log, BATCH_MAX):
-                if change.cred != first.cred:
+            batch: list[Change] = []
+            operations, size = 0, 0
+            for change in self._log:
+                operations += 1 if change.new is None else 2
+                size += 0 if change.new is None else len(change.new.data)
+                if batch and (
+                    change.cred != first.cred or operations > BATCH_MAX or size > BATCH_NEW_BYTES
+                ):
                     break
                 batch.append(change)
             for change in batch:
@@ -236,19 +337,13 @@ class WriteBehind:
     async def _send(self) -> None:
         batch, session_id = self._take(), self.session_id
         self._sending = True
-        cred, ops = batch[0].cred, tuple(change.op for change in batch)
-
-        def make(session: int, sequence: int) -> m.Message:
-            return m.Apply(session, sequence, cred, ops)
-
+        new = [change.new for change in batch if change.new is not None]
+        tickets: list[Ticket] = []
         try:
-            applied, _ = await self._session.change(
-                make,
-                m.Applied,
-                redo=False,
-                patience=Patience(_NO_LIMIT, self._link.rng),
-                session=session_id,
-            )
+            if new:
+                assert self.new_files is not None
+                tickets = await self.new_files.store(new)
+            applied = await self._apply(batch, session_id)
         except DfsError as error:
             # The session is over, or the master does not take any of it.
             for change in batch:
@@ -257,19 +352,55 @@ class WriteBehind:
                 self.abandon(error)
         else:
             self._barrier.note(applied.position)
-            for change, result in zip(batch, applied.results, strict=True):
-                if change.answer is not None:
-                    change.answer.result = result
-                elif result.error is not None:
-                    self._lose(change, from_wire(result.error))
+            results = iter(applied.results)
+            for change in batch:
+                self._answered(change, results)
         finally:
+            for ticket in tickets:
+                ticket.settle()
             self._sending = False
             behind, self._lost_behind = self._lost_behind, 0
-            self._tell(len(batch) + behind)
+            self._tell(len(batch) + behind, new)
 
-    def _tell(self, count: int) -> None:
+    async def _apply(self, batch: list[Change], session_id: int) -> m.Applied:
+        """Each making of a file is followed by the commit of its bytes, where disks have them."""
+        ops: list[m.AnyOp] = []
+        for change in batch:
+            ops.append(change.op)
+            if change.new is not None and change.new.extent is not None:
+                ops.append(_commit(change.new))
+
+        def make(session: int, sequence: int) -> m.Message:
+            return m.Apply(session, sequence, batch[0].cred, tuple(ops))
+
+        applied, _ = await self._session.change(
+            make,
+            m.Applied,
+            redo=False,
+            patience=Patience(_NO_LIMIT, self._link.rng),
+            session=session_id,
+        )
+        return applied
+
+    def _answered(self, change: Change, results: Iterator[m.OpResult]) -> None:
+        """Take what the master says to a change from its results."""
+        result, new = next(results), change.new
+        stored = next(results) if new is not None and new.extent is not None else None
+        if change.answer is not None:
+            change.answer.result = result
+        elif result.error is not None:
+            self._lose(change, from_wire(result.error))
+        elif new is not None:
+            assert self.new_files is not None
+            if stored is not None and stored.inode is not None:
+                self.new_files.published(new, stored.inode)
+            else:
+                self.new_files.unpublished(new)
+
+    def _tell(self, count: int, new: Iterable[NewFile] = ()) -> None:
         with self.lock:
             self._told += count
+            self._new_bytes -= sum(len(each.data) for each in new)
             told = self._told
             if told == self._logged:
                 self._about.clear()
@@ -283,6 +414,7 @@ class WriteBehind:
         with self.lock:
             lost, self._log = self._log, deque()
             self._creates.clear()
+            self._new_bytes -= sum(len(each.new.data) for each in lost if each.new is not None)
         self.session_id = 0
         for change in lost:
             self._lose(change, error)
@@ -302,11 +434,16 @@ class WriteBehind:
             return
         log.warning("%s was answered and is lost: %s", _shown(change.op), error)
         for ino in change.inos:
-            self._late[ino] = error
-            self._late.move_to_end(ino)
-        while len(self._late) > _LATE_MAX:
-            self._late.popitem(last=False)
+            self.note_lost(ino, error)
+        if change.new is not None:
+            assert self.new_files is not None
+            self.new_files.lost(change.new)
         self._on_refused(change.op)
+
+
+def _commit(new: NewFile) -> m.Commit:
+    assert new.extent is not None
+    return m.Commit(new.ino, (new.extent,), mtime_ns=new.time_ns)
 
 
 def _nothing() -> None:

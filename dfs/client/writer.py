@@ -21,9 +21,9 @@ from dfs.client.append_queue import AppendQueue
 from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta
-from dfs.client.open_chunk import OpenChunk
 from dfs.client.pieces import Piece, appended_extents, extents_of, share_bytes, shifted
 from dfs.client.ticket import Ticket
+from dfs.client.unsynced import Unsynced
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
@@ -48,6 +48,10 @@ log = logging.getLogger(__name__)
 
 class Holder(Protocol):
     """What the bytes held by all writers of a client are counted with."""
+
+    @property
+    def unsynced(self) -> Unsynced:
+        """What was committed and may not be on the disks yet."""
 
     def held(self, writer: "FileWriter", change: int) -> None: ...
 
@@ -148,8 +152,6 @@ class FileWriter:
         """Commits under way or asked for."""
         self._next_round: _Round | None = None
         """Asked for, and not begun."""
-        self._unsynced: dict[OpenChunk, int] = {}
-        """How far each chunk has to be on the disks for what was committed to be there."""
         self._appends = AppendQueue()
         self._attempt: _Attempt | None = None
         """For the first of `_appends`."""
@@ -224,6 +226,12 @@ class FileWriter:
             at = stop
         if self._buffered_bytes > BUFFERED_MAX_BYTES or len(self._buffered) > BUFFERED_MAX_PIECES:
             self._release_buffered()
+
+    def take_over(self, data: bytearray, time_ns: int, cred: Cred) -> None:
+        """Take the first bytes of a file, which nobody changes any more. Does not yield."""
+        self._take(0, memoryview(data))
+        self.mtime_ns = time_ns
+        self.cred = cred
 
     def _buffer(self, block: int, at: int, part: memoryview) -> None:
         piece = self._buffered.get(block)
@@ -460,8 +468,7 @@ class FileWriter:
     def _settle(self, ticket: Ticket) -> None:
         """The extents of its pieces are committed."""
         for chunk, end in ticket.ends.items():
-            if end > chunk.synced_length:
-                self._unsynced[chunk] = max(end, self._unsynced.get(chunk, 0))
+            self._holder.unsynced.note(self._ino, chunk, end)
         ticket.settle()
 
     def _worth_rewriting(self, error: DfsError) -> bool:
@@ -588,16 +595,14 @@ class FileWriter:
             after = reply.extents[-1].end
 
     async def sync(self) -> bool:
-        """Commit, and make durable on the disks all that this writer ever committed.
+        """Commit, and make durable on the disks all that this client committed to the file.
 
         Whether the commit is on the master's disk too; where it is not, a barrier brings it there.
         """
         synced = self.dirty and await self._done(self._ask(partial=True, sync=True))
-        for chunk, end in list(self._unsynced.items()):
+        for chunk, end in self._holder.unsynced.of(self._ino).items():
             if chunk.synced_length < end:
                 await self._chunks.sync_chunk(chunk)
-            if self._unsynced.get(chunk, end) <= chunk.synced_length:
-                self._unsynced.pop(chunk, None)
         return synced
 
     def discard(self) -> None:

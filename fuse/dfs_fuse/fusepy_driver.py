@@ -358,12 +358,13 @@ class _Operations:
             # Pages of a mapping, which the kernel writes back through whatever handle is open.
             self._gatherer.settle(handle.ino)
             return self._bridge.run(self._vfs.write_in_place, handle, offset, data)
-        self._gatherer.write(handle, offset, data)
+        if self._gatherer.holds(handle.ino) or not self._vfs.write_here(handle, offset, data):
+            self._gatherer.write(handle, offset, data)
         return len(data)
 
     def flush(self, path: str | None, fi: Any) -> None:
         handle = self._vfs.handle(fi.fh)
-        if self._gatherer.holds(handle.ino) or self._vfs.is_dirty(handle.ino):
+        if self._gatherer.holds(handle.ino) or not self._vfs.flush_here(handle):
             self._gatherer.settle_then(handle, self._vfs.flush)
 
     def fsync(self, path: str | None, datasync: int, fi: Any) -> None:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from msgspec.structs import replace as changed
+
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
 
@@ -67,8 +69,12 @@ class NodeCache:
         until = math.inf if own else now + self.ttl_s
         found = self._attributes.get(inode.ino) or self._older_attributes.get(inode.ino)
         if found is not None and found[0] > now:
-            if found[1].ctime_ns > inode.ctime_ns:
-                return
+            known = found[1]
+            if known.ctime_ns > inode.ctime_ns:
+                if known.version >= inode.version:
+                    return
+                # This mount has changed its name since, and not heard of its data.
+                inode = changed(inode, ctime_ns=known.ctime_ns, nlink=known.nlink)
             until = max(until, found[0])
         self._attributes[inode.ino] = (until, inode)
         if len(self._attributes) > _GENERATION_MAX:

@@ -76,9 +76,13 @@ class Nodes:
     def cached(self, ino: InodeId) -> Inode | None:
         """Attributes that need no question to the master. From any thread."""
         file = self._files.get(ino)
-        if file is not None and file.dirty:
+        if file is None or not file.dirty:
+            return self._delegations.directory(ino) or self.cache.attributes(ino)
+        new = file.new
+        inode = self.cache.attributes(ino)
+        if new is None or inode is None:
             return None
-        return self._delegations.directory(ino) or self.cache.attributes(ino)
+        return _with_bytes(inode, max(inode.size, len(new.data)), file.written_ns)
 
     def cached_child(self, parent: InodeId, name: bytes) -> InodeId | None:
         """The inode of a name, if that needs no question. From any thread."""
@@ -234,13 +238,8 @@ class Nodes:
                 # It stays in doubt.
                 break
             inode = self._learn(inode)
-        written_ns = file.written_ns or inode.mtime_ns
-        return changed(
-            inode,
-            size=max(inode.size, file.size_with_appends),
-            mtime_ns=written_ns,
-            ctime_ns=max(written_ns, inode.ctime_ns),
-        )
+        size = max(inode.size, file.size_with_appends)
+        return _with_bytes(inode, size, file.written_ns or inode.mtime_ns)
 
     async def readlink(self, ino: InodeId) -> bytes:
         inode = await self.getattr(ino)
@@ -259,3 +258,8 @@ class Nodes:
         """Whether this mount has written to it what is not published yet."""
         file = self._files.get(ino)
         return file is not None and file.dirty
+
+
+def _with_bytes(inode: Inode, size: int, written_ns: int) -> Inode:
+    """The inode with what was written to it and is not published yet."""
+    return changed(inode, size=size, mtime_ns=written_ns, ctime_ns=max(written_ns, inode.ctime_ns))

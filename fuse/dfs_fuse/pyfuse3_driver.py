@@ -357,13 +357,30 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         return data
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._at_once("write", self._written_here, fh, off, buf)
+        if handle is not None:
+            return len(buf)
         pid = self._openers.get(fh, 0)
         return await self._do("write", pid, self._write, fh, off, buf)
 
+    def _written_here(self, fh: int, off: int, buf: bytes) -> FileHandle | None:
+        """The handle, where nothing has to be waited for."""
+        handle = self._vfs.handle(fh)
+        if handle.file.writer is not None or self._is_page(handle, off):
+            return None
+        if not self._vfs.write_here(handle, off, buf):
+            return None
+        self._sizes.writing(handle.ino)
+        self._sizes.wrote(handle.ino, off + len(buf), append=handle.append)
+        return handle
+
+    def _is_page(self, handle: FileHandle, off: int) -> bool:
+        """Whether these are pages of a mapping: the kernel writes them through any open handle."""
+        return handle.append and self._sizes.is_page(handle.ino, off)
+
     async def _write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._vfs.handle(fh)
-        # Pages of a mapping, which the kernel writes back through whatever handle is open.
-        page = handle.append and self._sizes.is_page(handle.ino, off)
+        page = self._is_page(handle, off)
         write = self._vfs.write_in_place if page else self._vfs.write
         end = None
         self._sizes.writing(handle.ino)
@@ -375,7 +392,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         return written
 
     async def flush(self, fh: int) -> None:
-        if not self._vfs.is_dirty(self._vfs.handle(fh).ino):
+        if self._vfs.flush_here(self._vfs.handle(fh)):
             self._vfs.profile.count("flush")
             return
         await self._do("flush", self._openers.get(fh, 0), self._flush, fh)

@@ -356,7 +356,7 @@ async def test_fsync_covers_what_was_written_while_another_fsync_was_under_way(
             await file.flush()
             file_writer = file._file.writer
             assert file_writer is not None
-            (chunk,) = file_writer._unsynced
+            (chunk,) = client.writers.unsynced.of(file.inode.ino)
             call = chunk._pool.call
 
             async def slow(address: str, request: Message, *args: Any, **more: Any) -> Any:

@@ -1,0 +1,232 @@
+"""All files that a client has open: counts handles, and tells the master which inodes to keep.
+
+What is open in a session has to be opened again in the next one.
+"""
+
+import errno
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from dfs.client.chunk_writers import ChunkWriters
+from dfs.client.meta import Meta
+from dfs.client.new_files import NewFiles
+from dfs.client.open_file import OpenFile
+from dfs.client.reader import Reader
+from dfs.client.resolver import Resolver
+from dfs.client.retry import worth_retrying
+from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import InodeId, SessionId
+from dfs.core.inode import Inode
+from dfs.wire.messages import Cred
+
+_RELEASED_MAX: Final = 10_000
+_REOPEN_AGAIN_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class OpenFiles:
+    """All open files of a client, which owns it."""
+
+    def __init__(
+        self,
+        meta: Meta,
+        reader: Reader,
+        resolver: Resolver,
+        writers: ChunkWriters,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.meta = meta
+        self.reader = reader
+        self.resolver = resolver
+        self.writers = writers
+        self.nursery = nursery
+        self._open: dict[InodeId, OpenFile] = {}
+        self._locks: dict[InodeId, tuple[trio.Lock, int]] = {}
+        meta.delegations.log.new_files = NewFiles(self)
+        self.releases = 0
+        """Inodes released so far."""
+        self.on_commit: Callable[[Inode, int, int], None] | None = None
+        """Told of each commit: the inode after it, the version before, and by how many changes."""
+        self._released: OrderedDict[InodeId, int] = OrderedDict()
+        """The last ones, and which release it was."""
+        meta.session.on_replaced.append(self._session_replaced)
+
+    def get(self, ino: InodeId) -> OpenFile | None:
+        """The file, if this client has it open."""
+        return self._open.get(ino)
+
+    async def open(self, ino: InodeId, access: int, *, cred: Cred | None = None) -> OpenFile:
+        """A handle on an inode. The master checks the permission. Give it back to `close`."""
+        async with _KeyLock(self._locks, ino):
+            known = self._open.get(ino)
+            since = known.version if known is not None else -1
+            inode = await self.meta.open(ino, access, cred=cred)
+            if known is not None and inode.version < since:
+                known.learn(inode, since=since)
+            return self.adopt(inode, access, cred=cred)
+
+    def adopt(self, inode: Inode, access: int, *, cred: Cred | None = None) -> OpenFile:
+        """A handle on an inode that an operation (Open, Create, Unnamed) has just opened."""
+        file = self._open.get(inode.ino)
+        if file is None:
+            file = self._open[inode.ino] = OpenFile(self, inode)
+        elif inode.version != file.extents.version:
+            # Close-to-open: see what others have done since.
+            file.epoch += 1
+            file.extents.forget(inode.version)
+        file.learn(inode)
+        file.access |= access
+        file.grants[cred] = file.grants.get(cred, 0) | access
+        file.lost = None
+        file.handles += 1
+        return file
+
+    async def close(self, file: OpenFile, *, discard: bool = False) -> None:
+        """Publish what was written (or `discard` it), and give a handle back.
+
+        Raises:
+            DfsError: what was written could not be published, and is given up.
+        """
+        try:
+            if not discard:
+                await file.flush()
+        finally:
+            file.handles -= 1
+            if not file.handles:
+                if file.writer is not None:
+                    file.writer.discard()
+                # In a client that is closing, the session's end releases it.
+                with suppress(RuntimeError):
+                    self.nursery.start_soon(self._release, file)
+
+    def let_go(self, file: OpenFile) -> None:
+        """As `close`, of a file to which nothing was written; does not wait."""
+        file.handles -= 1
+        if file.handles:
+            return
+        ino = file.ino
+        if ino not in self._locks and self.meta.delegations.release(ino, self.meta.cred):
+            del self._open[ino]
+            self._note_release(ino)
+        else:
+            with suppress(RuntimeError):
+                self.nursery.start_soon(self._release, file)
+
+    def forget_handle(self, file: OpenFile) -> None:
+        """As `let_go`, of a file that the master has never had open for it."""
+        file.handles -= 1
+        if not file.handles and self._open.get(file.ino) is file:
+            del self._open[file.ino]
+
+    async def _release(self, file: OpenFile) -> None:
+        """Tell the master, unless somebody has opened the file meanwhile."""
+        async with _KeyLock(self._locks, file.ino):
+            if file.handles or self._open.get(file.ino) is not file:
+                return
+            del self._open[file.ino]
+            try:
+                await self.meta.release(file.ino)
+            except DfsError as error:
+                # The session's end releases it.
+                log.debug("inode %d was not released: %s", file.ino, error)
+            # Counted when it is done: it may have been repeated up to now.
+            self._note_release(file.ino)
+
+    def _note_release(self, ino: InodeId) -> None:
+        self.releases += 1
+        self._released[ino] = self.releases
+        self._released.move_to_end(ino)
+        if len(self._released) > _RELEASED_MAX:
+            self._released.popitem(last=False)
+
+    async def adopt_or_open(
+        self, inode: Inode, access: int, releases: int, *, cred: Cred | None = None
+    ) -> OpenFile:
+        """`adopt` what a Create gave that was sent when `releases` was as given.
+
+        If it gave a file that was there, and that this client has released meanwhile or is
+        about to, the release may come second: the file is opened again.
+        """
+        if inode.ino in self._locks or self._released.get(inode.ino, 0) > releases:
+            return await self.open(inode.ino, access, cred=cred)
+        return self.adopt(inode, access, cred=cred)
+
+    async def flush(self) -> None:
+        """Publish what all open files hold. Raises the first DfsError, after trying all."""
+        failure: DfsError | None = None
+        for file in list(self._open.values()):
+            try:
+                await file.flush()
+            except DfsError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _session_replaced(self) -> None:
+        """The new session has nothing open: open it all again."""
+        # Other threads adopt files meanwhile.
+        for file in list(self._open.values()):
+            self.nursery.start_soon(self._reopen, file, self.meta.session.current_id)
+
+    async def _reopen(self, file: OpenFile, session: SessionId) -> None:
+        """Open a file under a session that is new, until it is done or refused."""
+        while self.meta.session.current_id in (session, 0):
+            async with _KeyLock(self._locks, file.ino):
+                if not file.handles or self._open.get(file.ino) is not file:
+                    return
+                try:
+                    for cred, access in list(file.grants.items()):
+                        await self._open_again(file, access, cred)
+                except DfsError as error:
+                    if not worth_retrying(error):
+                        log.warning("inode %d cannot be opened again: %s", file.ino, error)
+                        file.lost = error
+                        return
+                    log.info("inode %d is not open yet in session %d: %s", file.ino, session, error)
+                else:
+                    file.lost = None
+                    return
+            await trio.sleep(_REOPEN_AGAIN_S)
+
+    async def _open_again(self, file: OpenFile, access: int, cred: Cred | None) -> None:
+        try:
+            await self.meta.open(file.ino, access, cred=cred)
+        except FileSystemError as error:
+            if error.errno == errno.EACCES:
+                # Who may no longer write to it may at least go on reading.
+                await self.meta.open(file.ino, 0, cred=cred)
+            raise
+
+
+class _KeyLock:
+    """One lock per key, kept while anyone uses it."""
+
+    def __init__(self, locks: dict[InodeId, tuple[trio.Lock, int]], key: InodeId) -> None:
+        self._locks = locks
+        self._key = key
+        self._lock, users = locks.get(key, (trio.Lock(), 0))
+        locks[key] = (self._lock, users + 1)
+
+    async def __aenter__(self) -> None:
+        try:
+            await self._lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks[self._key]
+        if users == 1:
+            del self._locks[self._key]
+        else:
+            self._locks[self._key] = (lock, users - 1)

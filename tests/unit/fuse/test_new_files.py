@@ -1,0 +1,399 @@
+"""Small files made in a mount's own directory: closed at once, published together, never torn.
+
+`vfs` is the mount, with `/d` to itself; `other` a client elsewhere. A moment passes only where
+somebody waits, so what has not been asked for has not been told.
+"""
+
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+from msgspec.structs import replace
+from trio.testing import MockClock
+
+from dfs.client import Client, write_behind
+from dfs.client.new_files import NOT_AGAIN_S, NewFile
+from dfs.client.write_behind import NEW_BYTES_MANY, NEW_FILE_BYTES
+from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.ids import ROOT_INODE, InodeId
+from dfs.wire.messages import Apply, CloseSession, Commit, Empty, Message, SetAttr
+from dfs_fuse.caller import Caller
+from dfs_fuse.handles import FileHandle
+from dfs_fuse.vfs import Vfs
+from tests.simulation.world import World
+from tests.unit.client.rig import hold, running
+from tests.unit.client.test_fsync import counted
+from tests.unit.client.test_safety import intercepted
+
+ROOT = Caller(0, 0)
+USER = Caller(1001, 1001)
+WRITE, BOTH = os.O_WRONLY, os.O_RDWR
+
+
+@asynccontextmanager
+async def own_directory(
+    root: Path, *, on_unavailable: str = "wait:60s"
+) -> AsyncIterator[tuple[World, Client, Vfs, Client, InodeId]]:
+    async with (
+        running(root, on_unavailable=on_unavailable) as (world, client),
+        world.client("elsewhere") as other,
+    ):
+        client.meta.delegations.start()
+        ino = (await client.mkdir("/d")).ino
+        await client.meta.set_attr(SetAttr(ino, mode=0o777))
+        await hold(client, ino)
+        async with trio.open_nursery() as nursery:
+            yield world, client, Vfs(client, nursery, root=ROOT_INODE), other, ino
+            nursery.cancel_scope.cancel()
+
+
+def opened(
+    vfs: Vfs, parent: InodeId, name: bytes, caller: Caller = ROOT, *, mode: int = 0o644,
+    flags: int = WRITE,
+) -> FileHandle:  # fmt: skip
+    handle = vfs.create_here(parent, name, mode, flags, caller)
+    assert handle is not None
+    return handle
+
+
+def make(vfs: Vfs, parent: InodeId, name: bytes, data: bytes, caller: Caller = ROOT) -> InodeId:
+    """A file written and closed, as the drivers do, without waiting for anybody."""
+    handle = opened(vfs, parent, name, caller)
+    assert vfs.write_here(handle, 0, data)
+    assert vfs.flush_here(handle)
+    assert vfs.release_here(handle)
+    return handle.ino
+
+
+@contextmanager
+def operations(client: Client) -> Iterator[list[list[str]]]:
+    """The operations of each request to the master, by name."""
+    asked: list[list[str]] = []
+
+    def note(request: Message) -> None:
+        if isinstance(request, Apply):
+            asked.append([type(op).__name__ for op in request.ops])
+
+    with intercepted(client, before=note):
+        yield asked
+
+
+async def test_many_files_take_one_append_and_one_request(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        await client.write_file("/before", b"there is a chunk to append to")
+        await trio.sleep(5.1)
+        files = {f"{n}".encode(): os.urandom(100 + n) for n in range(50)}
+        with counted(client) as asked, operations(client) as applied:
+            for name, data in files.items():
+                make(vfs, ino, name, data)
+            assert not asked
+            await client.meta.delegations.log.all_settled()
+        assert asked["Append"] == 3
+        assert applied == [["Create", "Commit"] * 50]
+        for name, data in files.items():
+            assert await other.read_file(b"/d/" + name) == data
+        world.check_metadata()
+
+
+async def test_whoever_opens_it_elsewhere_finds_what_was_closed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, other, ino):
+        make(vfs, ino, b"a", b"bytes")
+        assert await other.read_file("/d/a") == b"bytes"
+
+
+async def test_this_mount_sees_the_bytes_and_attributes_at_once_and_later(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, other, ino):
+        handle = opened(vfs, ino, b"a", flags=BOTH)
+        assert vfs.write_here(handle, 0, b"0123456789")
+        assert vfs.write_here(handle, 5, b"abcdefgh")
+        before = vfs.cached(handle.ino)
+        assert before is not None
+        assert before.size == 13
+        assert before == await vfs.getattr(handle.ino)
+        assert await vfs.read(handle, 3, 4) == b"34ab"
+        assert await vfs.read(handle, 10, 100) == b"fgh"
+        assert await vfs.read(handle, 13, 100) == b""
+        assert vfs.release_here(handle)
+        again = await vfs.open(handle.ino, os.O_RDONLY, ROOT)
+        assert await vfs.read(again, 0, 100) == b"01234abcdefgh"
+        after = await vfs.getattr(handle.ino)
+        assert (after.size, after.mtime_ns) == (before.size, before.mtime_ns)
+        assert after == await other.stat("/d/a")
+        await vfs.release(again)
+
+
+async def test_a_name_is_never_told_before_its_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, client, vfs, other, ino):
+        make(vfs, ino, b"kept", b"old")
+        make(vfs, ino, b"new", b"new bytes")
+        assert vfs.rename_here(ino, b"new", ino, b"kept", 0, ROOT)
+        with operations(client) as applied:
+            await vfs.fsyncdir(ino)
+        assert applied == [["Create", "Commit", "Create", "Commit", "Rename"]]
+        assert await other.read_file("/d/kept") == b"new bytes"
+
+
+async def test_what_is_renamed_while_it_is_told_keeps_its_size(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, client, vfs, _, ino):
+        made = make(vfs, ino, b"a", b"bytes")
+
+        def rename(request: Message) -> None:
+            if isinstance(request, Apply):
+                vfs.rename_here(ino, b"a", ino, b"b", 0, ROOT)
+
+        with intercepted(client, before=rename):
+            await client.meta.delegations.log.all_settled()
+        seen = vfs.cached(made)
+        assert seen is not None
+        assert seen.size == 5
+
+
+async def test_a_file_that_is_written_to_again_has_all_of_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, other, ino):
+        made = make(vfs, ino, b"a", b"0123456789")
+        again = await vfs.open(made, WRITE, ROOT)
+        assert not vfs.write_here(again, 0, b"abc"), "the master knows it"
+        await vfs.write(again, 0, b"abc")
+        await vfs.flush(again)
+        await vfs.release(again)
+        assert await other.read_file("/d/a") == b"abc3456789"
+
+
+@pytest.mark.parametrize("size", [NEW_FILE_BYTES, NEW_FILE_BYTES + 1, 3 * NEW_FILE_BYTES + 5])
+async def test_a_file_that_grows_large_goes_on_alone(
+    tmp_path: Path, autojump_clock: MockClock, size: int
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, other, ino):
+        handle = opened(vfs, ino, b"a")
+        data = os.urandom(size)
+        step = 50_000
+        for at in range(0, size, step):
+            part = data[at : at + step]
+            if not vfs.write_here(handle, at, part):
+                await vfs.write(handle, at, part)
+        if not vfs.flush_here(handle):
+            await vfs.flush(handle)
+        await vfs.release(handle)
+        assert await other.read_file("/d/a") == data
+
+
+async def test_what_is_odd_is_written_the_ordinary_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, _, ino):
+        hole = opened(vfs, ino, b"hole")
+        assert not vfs.write_here(hole, 1, b"x")
+        large = opened(vfs, ino, b"large")
+        assert not vfs.write_here(large, 0, bytes(NEW_FILE_BYTES + 1))
+        privileged = opened(vfs, ino, b"privileged", mode=0o4755)
+        assert not vfs.write_here(privileged, 0, b"x")
+        log = opened(vfs, ino, b"log", flags=WRITE | os.O_APPEND)
+        assert vfs.write_here(log, 0, b"one")
+        assert vfs.write_here(log, 0, b"two"), "at the end, wherever the kernel thinks that is"
+        assert vfs.cached(log.ino).size == 6  # type: ignore[union-attr]
+        assert not vfs.write_here(log, 4096 - 7, b"1234567"), "more of the same write may follow"
+        for handle in (hole, large, privileged, log):
+            await vfs.release(handle)
+
+
+async def test_a_file_that_its_owner_may_not_write_to_has_its_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        handle = opened(vfs, ino, b"a", USER, mode=0o444)
+        assert vfs.write_here(handle, 0, b"bytes")
+        assert vfs.release_here(handle)
+        assert await other.read_file("/d/a") == b"bytes"
+        await trio.sleep(5)
+        assert client.files.get(handle.ino) is None
+        world.check_metadata()
+
+
+async def test_nothing_is_left_open(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        made = make(vfs, ino, b"a", b"bytes")
+        assert vfs.unlink_here(ino, b"a", ROOT)
+        still_open = opened(vfs, ino, b"b")
+        assert vfs.write_here(still_open, 0, b"bytes")
+        await client.meta.delegations.log.all_settled()
+        assert client.files.get(made) is None
+        assert client.files.get(still_open.ino) is not None
+        with pytest.raises(FileSystemError):
+            await other.meta.get_inode(made)
+        assert vfs.unlink_here(ino, b"b", ROOT)
+        assert await vfs.read(still_open, 0, 10) == b"bytes"
+        await vfs.release(still_open)
+        await trio.sleep(5)
+        assert client.files.get(still_open.ino) is None
+        world.check_metadata()
+
+
+async def test_fsync_of_a_later_open_has_the_bytes_on_disk(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, client, vfs, _, ino):
+        made = make(vfs, ino, b"a", b"bytes")
+        again = await vfs.open(made, os.O_RDONLY, ROOT)
+        with counted(client) as asked:
+            await vfs.fsync(again)
+            assert asked["SyncFragments"] == 3
+            assert asked["SyncBarrier"] == 1
+        with counted(client) as asked:
+            await vfs.fsync(again)
+        assert not asked["SyncFragments"]
+        await vfs.release(again)
+
+
+async def test_fsync_of_new_bytes_asks_no_more_than_it_has_to(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, client, vfs, other, ino):
+        await client.write_file("/before", b"there is a chunk to append to")
+        await trio.sleep(5.1)
+        handle = opened(vfs, ino, b"a")
+        assert vfs.write_here(handle, 0, b"bytes")
+        with counted(client) as asked:
+            await vfs.fsync(handle)
+        assert asked == {"Append": 3, "Apply": 2}
+        await vfs.release(handle)
+        assert await other.read_file("/d/a") == b"bytes"
+
+
+async def test_the_end_of_the_mount_has_all_of_it_on_disk(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, client, vfs, other, ino):
+        make(vfs, ino, b"a", b"bytes")
+        with counted(client) as asked:
+            await vfs.fsyncdir(ROOT_INODE)
+        assert asked["SyncFragments"] == 3
+        assert await other.read_file("/d/a") == b"bytes"
+
+
+async def test_a_close_waits_where_much_is_not_published(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, other, ino):
+        data = os.urandom(NEW_FILE_BYTES)
+        for number in range(NEW_BYTES_MANY // NEW_FILE_BYTES - 1):
+            make(vfs, ino, b"%d" % number, data)
+        handle = opened(vfs, ino, b"last")
+        assert vfs.write_here(handle, 0, data)
+        assert not vfs.flush_here(handle)
+        await vfs.flush(handle)
+        assert vfs.flush_here(handle)
+        await vfs.release(handle)
+        assert await other.read_file("/d/last") == data
+
+
+async def test_names_do_not_wait_long_for_servers_that_do_not_take_the_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        made = make(vfs, ino, b"a", b"bytes")
+        with trio.fail_after(14):
+            assert (await other.stat("/d/a")).size == 0
+        assert vfs.cached(made).size == 5  # type: ignore[union-attr]
+        await hold(client, ino)
+        late = opened(vfs, ino, b"b")
+        assert not vfs.write_here(late, 0, b"more"), "a close would have to wait for it"
+        world.network.heal()
+        await vfs.write(late, 0, b"more")
+        await vfs.flush(late)
+        await vfs.release(late)
+        with trio.fail_after(60):
+            while await other.read_file("/d/a") != b"bytes":
+                await trio.sleep(1)
+        assert await other.read_file("/d/b") == b"more"
+        await trio.sleep(5)
+        assert client.files.get(made) is None
+        assert client.files.get(late.ino) is None
+
+
+@pytest.mark.allow_logs("bytes of inode .* are lost")
+async def test_bytes_that_no_server_takes_are_reported(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path, on_unavailable="wait:10s") as (world, _, vfs, _, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        make(vfs, ino, b"a", b"bytes")
+        await trio.sleep(60)
+        with pytest.raises(DfsError):
+            await vfs.fsyncdir(ROOT_INODE)
+        world.network.heal()
+        await vfs.fsyncdir(ROOT_INODE)
+        await trio.sleep(NOT_AGAIN_S)
+
+
+@pytest.mark.allow_logs("was answered and is lost", "cannot be opened again")
+async def test_with_the_session_goes_what_was_not_told(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        await other.stat("/")
+        made = make(vfs, ino, b"a", b"bytes")
+        handle = opened(vfs, ino, b"b")
+        assert vfs.write_here(handle, 0, b"bytes")
+        await other.meta.link.call(CloseSession(client.meta.session.current_id), Empty)
+        with pytest.raises(DfsError):
+            await client.meta.sync()
+        assert client.files.get(made) is None
+        with suppress(FileSystemError):
+            # It may have been found already that it cannot be opened again.
+            await vfs.release(handle)
+        await hold(client, ino)
+        make(vfs, ino, b"c", b"bytes")
+        assert await other.read_file("/d/c") == b"bytes"
+        world.check_metadata()
+
+
+async def test_bytes_are_written_again_where_their_chunk_is_not_the_sessions_any_more(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+
+        def elsewhere(new: NewFile) -> Commit:
+            assert new.extent is not None
+            return Commit(new.ino, (replace(new.extent, chunk=new.extent.chunk + 1),))
+
+        made = make(vfs, ino, b"a", b"bytes")
+        with monkeypatch.context() as patch, operations(client) as applied:
+            patch.setattr(write_behind, "_commit", elsewhere)
+            await client.meta.delegations.log.all_settled()
+        assert applied == [["Create", "Commit"]]
+        with trio.fail_after(10):
+            while (await other.stat("/d/a")).size == 0:
+                await trio.sleep(0.1)
+        assert await other.read_file("/d/a") == b"bytes"
+        await trio.sleep(5)
+        assert client.files.get(made) is None
+        world.check_metadata()
+
+
+async def test_opening_a_mode_that_forbids_it_is_still_refused(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (_, _, vfs, _, ino):
+        made = make(vfs, ino, b"a", b"bytes")
+        with pytest.raises(FileSystemError) as caught:
+            await vfs.open(made, WRITE, USER)
+        assert caught.value.errno == errno.EACCES
