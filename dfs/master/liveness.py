@@ -289,10 +289,18 @@ class Liveness:
     # ------------------------------------------------------------------ what is asked
 
     def choose(
-        self, policy: Policy, *, random: Random, avoid: Collection[DiskId] = (), near: str = ""
+        self,
+        policy: Policy,
+        *,
+        random: Random,
+        avoid: Collection[DiskId] = (),
+        near: str = "",
+        upkeep: bool = False,
     ) -> Placement:
         """See `PlacementMap.choose`."""
-        return self._placement_map().choose(policy, random=random, avoid=avoid, near=near)
+        return self._placement_map().choose(
+            policy, random=random, avoid=avoid, near=near, upkeep=upkeep
+        )
 
     def charge(self, disks: Iterable[DiskId], length_bytes: int) -> None:
         """See `PlacementMap.charge`."""
@@ -305,9 +313,12 @@ class Liveness:
         *,
         random: Random,
         avoid: Collection[DiskId] = (),
+        upkeep: bool = False,
     ) -> DiskId:
         """See `PlacementMap.extend`."""
-        return self._placement_map().extend(spread, present, random=random, avoid=avoid)
+        return self._placement_map().extend(
+            spread, present, random=random, avoid=avoid, upkeep=upkeep
+        )
 
     def allows(self, spread: Spread, present: Iterable[DiskId], disk: DiskId) -> bool:
         """See `PlacementMap.allows`."""

@@ -208,11 +208,18 @@ class _Draw:
         self._hidden.append((tree, slot, tree.set(slot, weight)))
 
     def avoid(self, disks: Iterable[DiskId]) -> None:
+        self._weigh(disks, 0)
+
+    def admit(self, disks: Iterable[DiskId]) -> None:
+        """These are drawn where no other can be."""
+        self._weigh(disks, 1)
+
+    def _weigh(self, disks: Iterable[DiskId], weight: int) -> None:
         for disk in disks:
             domain = self._hierarchy.leaves.get(disk)
             if domain is None:
                 continue
-            self._set(domain, 0)
+            self._set(domain, weight)
             while domain.parent is not None and domain.parent.parent is not None:
                 domain = domain.parent
                 self._set(domain, domain.tree.total)
@@ -340,12 +347,14 @@ class PlacementMap:
         random: Random,
         avoid: Collection[DiskId] = (),
         near: str = "",
+        upkeep: bool = False,
     ) -> Placement:
         """Disks for one new chunk under `policy`.
 
         Takes fewer than the policy's width where some are down or full, but never fewer than
         its write minimum. Disks in `avoid` are taken only where it cannot be met without
-        them. `near` is the host that gets the first fragment if it has room.
+        them. `near` is the host that gets the first fragment if it has room. With `upkeep`,
+        full disks are taken where no others are left: of their reserve.
 
         Raises:
             RedundancyError: the servers (or disks) registered can never satisfy the policy.
@@ -354,7 +363,7 @@ class PlacementMap:
         """
         redundancy = self._redundancy_for(policy)
         for avoided in (avoid, ()) if avoid else ((),):
-            disks = self._draw(policy.spread, redundancy.width, random, avoided, near)
+            disks = self._draw(policy.spread, redundancy.width, random, avoided, near, upkeep)
             if len(disks) >= redundancy.write_minimum:
                 return Placement(redundancy, tuple(disks))
         raise self._refusal(policy, redundancy)
@@ -366,12 +375,14 @@ class PlacementMap:
         *,
         random: Random,
         avoid: Collection[DiskId] = (),
+        upkeep: bool = False,
     ) -> DiskId:
         """A disk for one more fragment of a chunk that has some on `present` already; 0: none.
 
-        As far from those as `spread` asks, where the disks there are allow it.
+        As far from those as `spread` asks, where the disks there are allow it. `upkeep`: see
+        `choose`.
         """
-        with self._begun(spread, present, random, avoid) as draw:
+        with self._begun(spread, present, random, avoid, upkeep=upkeep) as draw:
             return draw.disks[-1] if draw.next() else 0
 
     def allows(self, spread: Spread, present: Iterable[DiskId], disk: DiskId) -> bool:
@@ -387,10 +398,15 @@ class PlacementMap:
         present: Iterable[DiskId],
         random: Random,
         avoid: Collection[DiskId],
+        *,
+        upkeep: bool = False,
     ) -> Iterator[_Draw]:
         hierarchy = self._hierarchy(spread)
         draw = _Draw(hierarchy, spread, random)
         try:
+            if upkeep:
+                full = (v.disk for v in self._views.values() if v.state is DiskState.FULL)
+                draw.admit(full)
             draw.avoid(avoid)
             for disk in present:
                 if disk in hierarchy.leaves:
@@ -419,9 +435,15 @@ class PlacementMap:
         return redundancy
 
     def _draw(
-        self, spread: Spread, width: int, random: Random, avoid: Collection[DiskId], near: str
+        self,
+        spread: Spread,
+        width: int,
+        random: Random,
+        avoid: Collection[DiskId],
+        near: str,
+        upkeep: bool,
     ) -> list[DiskId]:
-        with self._begun(spread, (), random, avoid) as draw:
+        with self._begun(spread, (), random, avoid, upkeep=upkeep) as draw:
             if near and (local := self._local(near, avoid, random)):
                 draw.take(self._hierarchy(spread).leaves[local])
             while len(draw.disks) < width and draw.next():

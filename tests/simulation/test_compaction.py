@@ -8,8 +8,8 @@ import trio
 
 from dfs.chunkserver.fragment_format import parse_name
 from dfs.client import Client
-from dfs.core.chunk import ChunkState
-from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.chunk import ChunkState, DiskState
+from dfs.core.errors import DfsError, FileSystemError, NoSpaceError
 from dfs.master.jobs.compact import REST_S
 from dfs.master.keyspace import CHUNK, COMPACT_JOB, decode_chunk, scan_prefix
 from dfs.wire.messages import JobState
@@ -120,6 +120,42 @@ def test_a_power_cut_of_the_master_at_any_step_costs_nothing(tmp_path: Path, wri
             await check(client, kept)
 
     play(tmp_path / "disks", story, servers=5)
+
+
+def test_a_full_cluster_makes_room(tmp_path: Path) -> None:
+    """Of the reserve of its disks; then it takes new files again."""
+
+    async def story(world: World) -> None:
+        paths: list[str] = []
+        async with world.client("maker") as client:
+            await client.admin.control(COMPACT_JOB, "pause")
+            await client.mkdir("/data")
+        with pytest.raises(NoSpaceError):
+            for part in range(100):
+                async with world.client(f"writer{part}", on_unavailable="error") as client:
+                    for number in range(10):
+                        path = f"/data/{part}-{number}"
+                        await client.write_file(path, content(path))
+                        paths.append(path)
+        async with world.client("operator", on_unavailable="error") as client:
+            for number, path in enumerate(paths):
+                if number % 10:
+                    await client.unlink(path)
+            await trio.sleep(10)
+            for server in await client.meta.servers():
+                assert server.disks[0].state == DiskState.FULL
+            with pytest.raises(NoSpaceError):
+                await client.write_file("/data/new", content("/data/new"))
+            info = await finished(client, (await client.admin.start("compact", threshold=0.5)).job)
+            assert info.items_done == info.items_total > 5, info
+            assert not info.failures
+            await until(lambda: ChunkState.RETIRED not in chunks(world).values(), 300)
+            await until(lambda: not world.unlisted(), 300)
+            await trio.sleep(3)
+            await client.write_file("/data/new", content("/data/new"))
+            await check(client, [*paths[::10], "/data/new"])
+
+    play(tmp_path / "disks", story, servers=3, capacity_bytes=4 << 20)
 
 
 @pytest.mark.parametrize("after_s", [0.02, 0.1, 0.3])

@@ -290,7 +290,7 @@ class Sweep:
                 portions = list(_that_fit(portions))
                 if not portions:
                     return
-                done = await self._rewriter.rewrite(portions, policy)
+                done = await self._rewriter.rewrite(portions, policy, upkeep=True)
             bill.moved = done.stored
         job.moved(len(portions) - len(done.failed), done.moved)
         if done.failure is not None:

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
-from dfs.core.errors import DfsError, FragmentError
+from dfs.core.errors import DfsError, FragmentError, NoSpaceError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.policy import Spread
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
@@ -37,6 +37,8 @@ REBUILD_TIMEOUT_S: Final = 600.0
 DELETE_TIMEOUT_S: Final = 30.0
 REPORT_AFTER_S: Final = 30.0
 """After an order whose end is not known, its disk is asked what it holds this much later."""
+NO_ROOM_S: Final = 60.0
+"""A full disk whose reserve is used up, too, is not tried again for so long."""
 TARGET_AT_ONCE: Final = 2
 """Fragments made on one disk at a time: reading and writing overlap, and clients get through."""
 
@@ -48,6 +50,8 @@ class Mover:
         self._context = context
         self._targets: dict[DiskId, trio.CapacityLimiter] = {}
         self._busy: Counter[DiskId] = Counter()
+        self._no_room: dict[DiskId, float] = {}
+        """Disks that refused a fragment for want of room, and until when that counts."""
 
     def __repr__(self) -> str:
         return f"<Mover {self._busy.total()} fragments under way>"
@@ -78,37 +82,54 @@ class Mover:
         """A disk for fragment `index`, which the chunk lacks; 0 where there is none.
 
         The one that lost it, where that takes data: nothing else need move. One that broke it is
-        taken only where no other is left.
+        taken only where no other is left, and a full one, of its reserve, where even that is so.
         """
         liveness = self._context.liveness
         here = next((f for f in chunk.fragments if f.index == index), None)
+        full = self._without_room()
         mendable: DiskId = 0
-        if (
-            here is not None
-            and here.state is not FragmentState.GOOD
-            and liveness.state(here.disk) in (DiskState.UP, DiskState.UNSTEADY)
-        ):
-            if here.state is FragmentState.LOST:
+        if here is not None and here.state is not FragmentState.GOOD:
+            state = liveness.state(here.disk)
+            takes = state in (DiskState.UP, DiskState.UNSTEADY)
+            if takes and here.state is FragmentState.LOST:
                 return here.disk
-            mendable = here.disk
+            if takes or (state is DiskState.FULL and here.disk not in full):
+                mendable = here.disk
         stay = [
             fragment.disk
             for fragment in chunk.good
             if fragment.index != index and not liveness.given_up(fragment.disk)
         ]
-        return self.elsewhere(chunk, stay) or mendable
+        return (
+            self.elsewhere(chunk, stay)
+            or mendable
+            or self.elsewhere(chunk, stay, avoid=full, upkeep=True)
+        )
+
+    def _without_room(self) -> set[DiskId]:
+        now = trio.current_time()
+        self._no_room = {disk: until for disk, until in self._no_room.items() if until > now}
+        return set(self._no_room)
 
     def elsewhere(
-        self, chunk: Chunk, stay: Iterable[DiskId], *, avoid: Iterable[DiskId] = ()
+        self,
+        chunk: Chunk,
+        stay: Iterable[DiskId],
+        *,
+        avoid: Iterable[DiskId] = (),
+        upkeep: bool = False,
     ) -> DiskId:
         """A disk that has nothing of the chunk, apart from those in `stay`; 0 where there is none.
 
-        One that is about to delete a stale fragment of it has that still.
+        One that is about to delete a stale fragment of it has that still. `upkeep`: a full one,
+        of its reserve, where there is no other.
         """
         context = self._context
         spread, stay = self.spread(chunk), tuple(stay)
         shunned = {*avoid, *(fragment.disk for fragment in chunk.fragments)}
-        while disk := context.liveness.extend(spread, stay, random=context.random, avoid=shunned):
+        while disk := context.liveness.extend(
+            spread, stay, random=context.random, avoid=shunned, upkeep=upkeep
+        ):
             if context.reader.get(doomed_key(disk, chunk.chunk)) is None:
                 break
             shunned.add(disk)
@@ -184,9 +205,11 @@ class Mover:
                 address, request, RebuiltFragment, timeout_s=REBUILD_TIMEOUT_S
             )
             done = True
-        except FragmentError:
+        except (FragmentError, NoSpaceError) as error:
             # The server's own refusal: it made nothing.
             done = True
+            if isinstance(error, NoSpaceError):
+                self._no_room[request.disk] = trio.current_time() + NO_ROOM_S
             raise
         finally:
             if not done:

@@ -118,17 +118,23 @@ class Rewriter:
         return runs.parts()
 
     async def rewrite(
-        self, portions: Sequence[Portion], policy: Policy, *, only: PolicyId = 0
+        self,
+        portions: Sequence[Portion],
+        policy: Policy,
+        *,
+        only: PolicyId = 0,
+        upkeep: bool = False,
     ) -> Rewritten:
         """Write the portions, together at most a chunk, into a chunk of `policy`; move extents.
 
         `only`: those of files that have this policy; 0: all. One that cannot be read does not keep
-        the others from that: they go into several chunks then.
+        the others from that: they go into several chunks then. `upkeep`: it makes room, so it may
+        use the reserve of full disks.
 
         Raises DfsError where none was: nothing has changed then, or a part has moved.
         """
         try:
-            return await self._rewrite(portions, policy, only)
+            return await self._rewrite(portions, policy, only, upkeep)
         except FragmentError:
             if len(portions) == 1:
                 raise
@@ -138,7 +144,7 @@ class Rewriter:
         middle = len(portions) // 2
         for half in (portions[:middle], portions[middle:]):
             try:
-                done = await self.rewrite(half, policy, only=only)
+                done = await self.rewrite(half, policy, only=only, upkeep=upkeep)
                 moved, stored = moved + done.moved, stored + done.stored
                 failed, failure = failed + done.failed, done.failure or failure
             except DfsError as error:
@@ -149,11 +155,11 @@ class Rewriter:
         return Rewritten(moved, stored, failed, failure)
 
     async def _rewrite(
-        self, portions: Sequence[Portion], policy: Policy, only: PolicyId
+        self, portions: Sequence[Portion], policy: Policy, only: PolicyId, upkeep: bool
     ) -> Rewritten:
         sources = [self._source(portion) for portion in portions]
         length = sum(portion.length for portion in portions)
-        target = self._allocate(policy, length)
+        target = self._allocate(policy, length, upkeep)
         try:
             reply = await self._order(target, policy, sources)
             for chunk, disk, reason in reply.bad:
@@ -177,9 +183,9 @@ class Rewriter:
             )
         return RewriteSource(chunk.chunk, chunk.k, chunk.m, sources, portion.parts)
 
-    def _allocate(self, policy: Policy, length: int) -> Chunk:
+    def _allocate(self, policy: Policy, length: int, upkeep: bool) -> Chunk:
         context = self._context
-        chosen = context.liveness.choose(policy, random=context.random)
+        chosen = context.liveness.choose(policy, random=context.random, upkeep=upkeep)
         k, spare = chosen.redundancy.k, chosen.redundancy.m
         context.liveness.charge(chosen.disks, length // k)
         placement = Placement(k, spare, chosen.disks)

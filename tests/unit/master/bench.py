@@ -85,6 +85,8 @@ class Bench:
             )  # fmt: skip
         self.reports = ReportBook()
         self.claims = Claims()
+        self.full: set[DiskId] = set()
+        """They say so in their next heartbeat."""
         self.restart()
         self.beat(*range(1, disks + 1))
 
@@ -99,7 +101,10 @@ class Bench:
 
     def beat(self, *servers: int) -> None:
         for number in servers:
-            report = DiskReport(f"d{number}", f"/d{number}", 100 * GIB, GIB, 99 * GIB, 7, False, "")
+            free = 0 if number in self.full else 99 * GIB
+            report = DiskReport(
+                f"d{number}", f"/d{number}", 100 * GIB, 100 * GIB - free, free, 7, False, ""
+            )
             self.liveness.heartbeat(number, [report])
 
     async def pass_time(self, seconds: float, *alive: int) -> None:

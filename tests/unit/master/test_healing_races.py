@@ -17,7 +17,7 @@ from dfs.master.commands import ForgetDisks, MarkStale, StartJob
 from dfs.master.jobs.board import SAVE_EVERY_S, Bucket, JobBoard, RunningJob
 from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.membership import DiskKeeper
-from dfs.master.jobs.mover import Mover
+from dfs.master.jobs.mover import NO_ROOM_S, Mover
 from dfs.master.jobs.purge import PurgeFragments
 from dfs.master.jobs.rebalance import Fills, _Move, _Pass
 from dfs.master.jobs.repair import Repair
@@ -355,6 +355,50 @@ async def test_a_fragment_without_a_place_keeps_no_other_from_repair(
     await for_a_while(20, lambda: repair.run(job("repair")), lambda: bench.pass_time(20, *alive))
     assert [request.disk for request in bench.servers.rebuilds] == [hurt]
     assert {fragment.disk for fragment in bench.chunk(chunk).good} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("state", [FragmentState.LOST, FragmentState.CORRUPT])
+async def test_repair_mends_a_fragment_where_it_is_although_all_disks_are_full(
+    autojump_clock: MockClock, state: FragmentState
+) -> None:
+    """Chunk servers keep a reserve for that."""
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    bench.full = {1, 2, 3, 4}
+    bench.beat(1, 2, 3, 4)
+    bench.mark(chunk, 3, state)
+    mover = Mover(bench.context)
+    assert mover.target(bench.chunk(chunk), 2) == 3
+    # A disk with room is better.
+    bench.full = {1, 2, 3}
+    bench.beat(4)
+    assert mover.target(bench.chunk(chunk), 2) == 4
+    # What is full takes nothing that need not be there.
+    bench.full = {1, 2, 3, 4}
+    bench.beat(4)
+    assert mover.elsewhere(bench.chunk(chunk), (1, 2)) == 0
+
+
+async def test_repair_uses_the_reserve_of_another_disk_until_that_is_used_up(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    bench.full = {1, 2, 3, 4}
+    await bench.pass_time(70, 1, 2, 4)
+    mover = Mover(bench.context)
+    assert mover.target(bench.chunk(chunk), 2) == 4
+
+    async def refuse(request: object) -> None:
+        if isinstance(request, RebuildFragment):
+            raise NoSpaceError("the disk is full")
+
+    bench.servers.script = refuse
+    with pytest.raises(NoSpaceError):
+        await mover.make(bench.chunk(chunk), 2, 4)
+    assert mover.target(bench.chunk(chunk), 2) == 0
+    await bench.pass_time(NO_ROOM_S + 1, 1, 2, 4)
+    assert mover.target(bench.chunk(chunk), 2) == 4
 
 
 class Endless:

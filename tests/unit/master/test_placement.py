@@ -13,7 +13,7 @@ from dfs.core.chunk import DiskState
 from dfs.core.errors import NoSpaceError, RedundancyError, UnavailableError
 from dfs.core.policy import Policy, Spread
 from dfs.core.redundancy import Redundancy
-from dfs.master.placement import DiskView, PlacementMap, SumTree
+from dfs.master.placement import DiskView, Placement, PlacementMap, SumTree
 
 GIB = 1 << 30
 
@@ -89,8 +89,8 @@ def test_every_placement_keeps_the_rules(
     by_id = {view.disk: view for view in views}
     avoid = data.draw(st.sets(st.sampled_from(sorted(by_id)), max_size=3))
     near = data.draw(st.sampled_from(["", *sorted({view.host for view in views})]))
-    takes = (DiskState.UP, DiskState.UNSTEADY)
-    usable = [view for view in views if view.state in takes and view.free > 0]
+    upkeep = data.draw(st.booleans())
+    usable = [view for view in views if _takes(view, upkeep)]
     liked = [view for view in usable if view.disk not in avoid]
 
     def units(of: list[DiskView]) -> int:
@@ -98,17 +98,21 @@ def test_every_placement_keeps_the_rules(
 
     placement_map = PlacementMap(views)
     random = Random(seed)
+
+    def choose() -> Placement:
+        return placement_map.choose(wanted, random=random, avoid=avoid, near=near, upkeep=upkeep)
+
     minimum, width = wanted.redundancy.write_minimum, wanted.redundancy.width
     for _ in range(3):
         if units(views) < width:
             with pytest.raises(RedundancyError):
-                placement_map.choose(wanted, random=random, avoid=avoid, near=near)
+                choose()
             continue
         if units(usable) < minimum:
             with pytest.raises((UnavailableError, NoSpaceError)):
-                placement_map.choose(wanted, random=random, avoid=avoid, near=near)
+                choose()
             continue
-        chosen = placement_map.choose(wanted, random=random, avoid=avoid, near=near).disks
+        chosen = choose().disks
         pool = liked if units(liked) >= minimum else usable
         assert len(chosen) == min(width, units(pool))
         assert len(set(chosen)) == len(chosen)
@@ -136,23 +140,54 @@ def test_one_more_fragment_goes_where_it_may(
     by_id = {view.disk: view for view in views}
     present = data.draw(st.lists(st.sampled_from(sorted(by_id)), unique=True, max_size=4))
     placement_map = PlacementMap(views)
-    found = placement_map.extend(spread, present, random=Random(seed), avoid=present)
-    takes = (DiskState.UP, DiskState.UNSTEADY)
-    roomy = [v for v in views if v.state in takes and v.free > 0 and v.disk not in present]
+    upkeep = data.draw(st.booleans())
+
+    def extend() -> int:
+        return placement_map.extend(
+            spread, present, random=Random(seed), avoid=present, upkeep=upkeep
+        )
+
+    found = extend()
+    roomy = [v for v in views if _takes(v, upkeep) and v.disk not in present]
     servers = {by_id[number].server for number in present}
     free = [v for v in roomy if spread is Spread.DISK or v.server not in servers]
     allowed = {v.disk for v in views if placement_map.allows(spread, present, v.disk)}
     assert bool(found) == bool(free)
     assert not found or found in {v.disk for v in free}
-    assert not found or found in allowed
-    assert allowed <= {v.disk for v in free}
+    if not upkeep:
+        assert not found or found in allowed
+        assert allowed <= {v.disk for v in free}
     if spread is Spread.ZONE and found:
         zones = {by_id[number].zone for number in present}
         if any(v.zone not in zones for v in free):
             assert by_id[found].zone not in zones
     # All is as it was: the draws left nothing behind.
-    again = placement_map.extend(spread, present, random=Random(seed), avoid=present)
-    assert again == found
+    assert extend() == found
+
+
+def _takes(view: DiskView, upkeep: bool) -> bool:
+    if view.state is DiskState.FULL:
+        return upkeep
+    return view.state in (DiskState.UP, DiskState.UNSTEADY) and view.free > 0
+
+
+def test_full_disks_are_taken_for_upkeep_only_where_no_others_are_left() -> None:
+    full = [disk(server, state=DiskState.FULL, free=0) for server in (1, 2, 3)]
+    roomy = [disk(4), disk(5)]
+    placement_map = PlacementMap(full + roomy)
+    with pytest.raises(NoSpaceError):
+        PlacementMap(full).choose(policy("rep:3"), random=Random(1))
+    for seed in range(20):
+        random = Random(seed)
+        assert set(placement_map.choose(policy("rep:2"), random=random, upkeep=True).disks) == {
+            4, 5,
+        }  # fmt: skip
+        chosen = placement_map.choose(policy("rep:3"), random=random, upkeep=True).disks
+        assert len(chosen) == 3
+        assert {4, 5} < set(chosen)
+        assert placement_map.extend(Spread.SERVER, (4, 5), random=random) == 0
+        assert placement_map.extend(Spread.SERVER, (4, 5), random=random, upkeep=True) in (1, 2, 3)
+    assert len(placement_map.choose(policy("rep:3"), random=Random(1)).disks) == 2
 
 
 def test_an_unsteady_disk_is_taken_only_where_nothing_else_can_be() -> None:
