@@ -10,7 +10,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from dfs.core.chunk import DiskState, FragmentState
-from dfs.core.errors import FileSystemError, FragmentError, NoSpaceError
+from dfs.core.errors import FileSystemError, FragmentError, NoSpaceError, UnavailableError
 from dfs.master import job_table
 from dfs.master.backup.holding import Holding
 from dfs.master.commands import ForgetDisks, MarkStale, StartJob
@@ -21,7 +21,8 @@ from dfs.master.jobs.mover import NO_ROOM_S, Mover
 from dfs.master.jobs.purge import PurgeFragments
 from dfs.master.jobs.rebalance import Fills, _Move, _Pass
 from dfs.master.jobs.repair import Repair
-from dfs.master.keyspace import JobRecord, get_counters
+from dfs.master.jobs.rewriter import Portion, Rewriter
+from dfs.master.keyspace import JobRecord, get_counters, get_policy
 from dfs.master.server_service import REPORT_AFTER_S, ServerService
 from dfs.wire.handlers import Peer
 from dfs.wire.hello import Hello
@@ -35,6 +36,8 @@ from dfs.wire.messages import (
     RebuildFragment,
     RegisterServer,
     ReportChunks,
+    RewritePart,
+    RewrittenChunk,
 )
 from dfs.wire.messages import StartJob as StartRequest
 from tests.unit.master.bench import LENGTH, Bench
@@ -280,6 +283,36 @@ async def test_what_is_known_to_be_damaged_is_never_taken_back(autojump_clock: M
     assert bench.servers.deleted == {(3, chunk)}
     assert get_counters(bench.rig.store).stale == 0
     bench.rig.check()
+
+
+# ------------------------------------------------------------------ written anew
+
+
+@pytest.mark.allow_logs("bad fragments")
+async def test_a_new_chunk_is_not_less_safe_than_the_safest_that_it_is_made_of(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(6)
+    safe, weak = bench.sealed(1, 2, 3), bench.sealed(1, 2, 3)
+    for disk in (2, 3):
+        bench.mark(weak, disk, FragmentState.LOST)
+    policy = get_policy(bench.rig.store, 1)
+    assert policy is not None
+
+    async def write_two_of_three(request: Any) -> RewrittenChunk:
+        length = sum(part.length for source in request.contents for part in source.parts)
+        return RewrittenChunk(length, (2,), LENGTH, ())
+
+    bench.servers.script = write_two_of_three
+    rewriter = Rewriter(bench.context, Mover(bench.context))
+    whole = (RewritePart(0, LENGTH),)
+    with pytest.raises(UnavailableError):
+        await rewriter.rewrite(
+            [Portion(bench.chunk(weak), whole), Portion(bench.chunk(safe), whole)], policy
+        )
+    assert bench.chunk(safe).live == bench.chunk(weak).live == LENGTH
+    await rewriter.rewrite([Portion(bench.chunk(weak), whole)], policy)
+    assert not bench.chunk(weak).live
 
 
 # ------------------------------------------------------------------ jobs that wait
