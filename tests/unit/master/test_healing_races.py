@@ -65,9 +65,9 @@ def service(bench: Bench) -> ServerService:
     )  # fmt: skip
 
 
-async def report(bench: Bench, disk: int, *held: HeldFragment) -> None:
+async def report(bench: Bench, disk: int, *held: HeldFragment, question: int = 0) -> None:
     await service(bench).report_chunks(
-        PEER, ReportChunks(disk, disk, 0, held, True), memoryview(b"")
+        PEER, ReportChunks(disk, disk, 0, held, True, question), memoryview(b"")
     )
 
 
@@ -247,6 +247,28 @@ async def test_a_list_from_before_the_end_of_a_deletion_brings_nothing_back(
     assert bench.servers.deleted == {(3, chunk)}
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert bench.chunk(chunk).on(3) is None
+
+
+async def test_a_list_from_before_a_server_was_away_says_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """It goes on with it when it is back; what was written meanwhile is not in it."""
+    bench = Bench(4)
+    bench.reports.want((1,))
+    assert bench.ask(1)
+    old = bench.reports.question(1)
+    chunk = bench.sealed(1, 2, 3)
+    bench.reports.note_changed(chunk)
+    await bench.pass_time(70, 2, 3, 4)
+    service(bench).note_down(1)
+    bench.beat(1)
+    bench.reports.want((1,))
+    assert bench.ask(1)
+    await report(bench, 1, question=old)
+    assert len(bench.chunk(chunk).good) == 3
+    await report(bench, 1, question=bench.reports.question(1))
+    assert len(bench.chunk(chunk).good) == 2
+    assert not bench.ask(1)
 
 
 @pytest.mark.allow_logs("bad fragments")
