@@ -154,7 +154,7 @@ class Cluster:
         disks: int = 1,
         capacity: str | None = None,
         down_after: str = "60s",
-        keep_retired: str = "24h",
+        keep_retired: str = "5s",
     ) -> None:
         self.root = root
         self.master_address = f"127.0.0.1:{free_port()}"

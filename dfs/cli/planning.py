@@ -178,6 +178,8 @@ def plan_policy(
             f"{render.human(now)} on disks now, {render.human(after)} under {name} ({wanted})"
         )
         print(f"  {render.human(differ)} of content would have to be written anew")
+        if differ:
+            print(f"  to do it: dfs policy set -r {show(where)} {name} --convert")
         return failures.status or DONE
 
     return run(body)

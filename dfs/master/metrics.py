@@ -30,6 +30,7 @@ class MasterMetrics:
         yield gauge("dfs_uptime_seconds", "Since the master began.", status.uptime_s)
         chunks = {
             "open": status.chunks_open,
+            "retired": status.chunks_retired,
             "healthy": status.chunks_healthy,
             "degraded": status.chunks_degraded,
             "at_risk": status.chunks_at_risk,

@@ -293,7 +293,7 @@ def test_what_compaction_has_moved_after_the_backup_is_still_where_it_was(
     tree: Path, tmp_path: Path
 ) -> None:
     """Nobody removed these files: a backup from before must bring them back."""
-    with Cluster(tmp_path / "cluster", servers=3) as cluster:
+    with Cluster(tmp_path / "cluster", servers=3, keep_retired="24h") as cluster:
         oracle.random_file(tmp_path / "filler", 8_000_000, seed=1)
         cluster.dfs("upload", "-r", tree, tmp_path / "filler", "/")
         cluster.dfs("rm", "/filler")

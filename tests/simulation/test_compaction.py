@@ -307,3 +307,27 @@ def test_a_chunk_that_cannot_be_read_does_not_keep_others_from_being_compacted(
             return b""
 
     play(tmp_path / "disks", story, servers=3)
+
+
+def test_it_keeps_to_its_bandwidth_while_it_copies(tmp_path: Path) -> None:
+    """Not only from one copy to the next."""
+
+    async def story(world: World) -> None:
+        live = 24 << 20
+        async with world.client("writer") as client:
+            await client.admin.control(COMPACT_JOB, "pause")
+            await client.write_file("/big", Random(1).randbytes(live))
+            await client.write_file("/gone", bytes(26 << 20))
+        await until(lambda: not world.not_whole(), 300)
+        async with world.client("operator") as client:
+            await client.unlink("/gone")
+            job = await client.admin.start("compact", threshold=0.5, bandwidth=3 * live // 20)
+            began = trio.current_time()
+            await trio.sleep(10)
+            assert ChunkState.OPEN in chunks(world).values(), "half of it is copied"
+            info = await finished(client, job.job)
+            assert (info.items_done, info.bytes_done) == (1, live), info
+            assert 15 < trio.current_time() - began < 40
+            assert await client.read_file("/big") == Random(1).randbytes(live)
+
+    play(tmp_path / "disks", story, servers=5)

@@ -10,7 +10,8 @@ into REGRESSIONS when it is mended.
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,9 @@ import trio
 from trio.testing import MockClock
 
 from dfs.client import Client
+from dfs.core.errors import FileSystemError
+from dfs.core.ids import DEFAULT_POLICY, EC_POLICY
+from dfs.wire.messages import SetPolicy
 from tests.simulation.world import LEASE_S, World
 
 SERVERS = 7
@@ -246,12 +250,22 @@ async def run_client(world: World, number: int, policy: str) -> dict[str, bytes]
     return model
 
 
-async def keep_compacting(world: World) -> None:
-    """Every chunk that holds anything of no use is written anew, over and over."""
+async def keep_rewriting(world: World) -> None:
+    """All files get another policy, over and over, and chunks with anything dead are compacted."""
     async with world.client("operator") as client:
-        while True:
+        for policy in cycle((EC_POLICY, DEFAULT_POLICY)):
             await client.admin.start("compact", threshold=0.01)
-            await trio.sleep(0.5)
+            await trio.sleep(2)
+            for number in range(CLIENTS):
+                with suppress(FileSystemError):
+                    home = await client.stat(f"/client{number}")
+                    for task in range(TASKS):
+                        entries = [e async for e in client.scandir(f"/client{number}/{task}")]
+                        changes = [SetPolicy(entry.inode.ino, policy) for entry in entries]
+                        if changes:
+                            await client.meta.apply(*changes)
+                    await client.admin.start("convert", ino=home.ino, policy=policy)
+            await trio.sleep(2)
 
 
 async def run_disaster(root: Path, seed: int) -> None:
@@ -265,7 +279,7 @@ async def run_disaster(root: Path, seed: int) -> None:
                 async with trio.open_nursery() as troubled:
                     troubled.start_soon(chaos.run)
                     if seed not in REGRESSIONS:
-                        troubled.start_soon(keep_compacting, world)
+                        troubled.start_soon(keep_rewriting, world)
                     async with trio.open_nursery() as clients:
 
                         async def work(number: int, policy: str) -> None:

@@ -60,6 +60,8 @@ class Thrash:
         self._servers_made = servers
         self._tree = oracle.make_tree(root / "tree", seed=seed, files=40, odd_names=False)
         self._upload_killed_at = float("-inf")
+        self._directories: list[str] = []
+        """Of the clients."""
         self._said = open(root / "thrash.log", "w", encoding="utf-8")  # noqa: SIM115
         self._disasters: tuple[tuple[int, Callable[[], None]], ...] = (
             (5, self._kill_server),
@@ -78,6 +80,10 @@ class Thrash:
             self._kill_master,
             self._rebalance,
             self._scrub,
+            self._compact,
+            self._compact,
+            self._convert,
+            self._convert,
         )
         if minutes >= LONG_MINUTES:
             # The end of the run waits for the lease of a client that was killed.
@@ -99,6 +105,7 @@ class Thrash:
             load = Load(
                 self._cluster.master_address, list(POLICIES), self.seed, self.root / "scratch"
             )
+            self._directories = [writer.directory for writer in load.writers]
             load.start()
             self._began = time.monotonic()
             while time.monotonic() - self._began < self.seconds:
@@ -356,6 +363,19 @@ class Thrash:
         self.say("scrub")
         self._dfs("admin", "scrub", "--wait")
 
+    def _compact(self) -> None:
+        """Whatever holds anything of no use is written anew."""
+        self.say("compact")
+        self._dfs("admin", "compact", "--threshold", "1%")
+
+    def _convert(self) -> None:
+        """A client's files are kept otherwise from now on. Another round may do so again."""
+        directory = self._rng.choice(self._directories)
+        policy = self._rng.choice(POLICIES)
+        self.say(f"convert {directory} to {policy}")
+        # Files that are removed meanwhile are not found.
+        self._cluster.dfs("policy", "set", "-r", directory, policy, "--convert", check=False)
+
     def _kill_upload(self) -> None:
         """A client dies with open chunks."""
         upload = self._cluster.spawn_dfs("upload", "-r", self._tree, f"/junk{self.rounds}")
@@ -473,7 +493,8 @@ class Thrash:
             store.close()
         if wrong:
             raise FindingError("the master's tables: " + "\n".join(wrong))
-        names = "chunks", "chunks_open", "chunks_doomed", "live", "wanting", "stale", "purging"
+        names = [*("chunks", "chunks_open", "chunks_doomed", "chunks_retired")]
+        names += ["live", "wanting", "stale", "purging"]
         if any(getattr(counters, name) for name in names):
             raise FindingError(f"nothing is left, but {counters}")
 

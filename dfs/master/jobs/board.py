@@ -138,6 +138,11 @@ class RunningJob:
             for bucket in self._buckets:
                 bucket.take(bill.moved - expected)
 
+    @property
+    def bound(self) -> int:
+        """Bytes a second that it may move just now; 0: no bound."""
+        return min((bucket.rate for bucket in self._buckets if bucket.rate), default=0)
+
     def moved(self, items: int, amount: int) -> None:
         """So much is done."""
         now = trio.current_time()

@@ -33,6 +33,7 @@ from dfs.master.jobs.rewriter import (
     PAUSES_S,
     Portion,
     Rewriter,
+    Terms,
     expected_bytes,
     refuse_while_held,
 )
@@ -290,7 +291,8 @@ class Sweep:
                 portions = list(_that_fit(portions))
                 if not portions:
                     return
-                done = await self._rewriter.rewrite(portions, policy, upkeep=True)
+                terms = Terms(bound=job.bound, upkeep=True)
+                done = await self._rewriter.rewrite(portions, policy, terms)
             bill.moved = done.stored
         job.moved(len(portions) - len(done.failed), done.moved)
         if done.failure is not None:

@@ -36,6 +36,7 @@ from dfs.master.jobs.rewriter import (
     Portion,
     Rewriter,
     Runs,
+    Terms,
     expected_bytes,
     refuse_while_held,
 )
@@ -303,9 +304,8 @@ class _Walk:
                 ]
                 portions = list(self._portions(group, busy))
                 if portions:
-                    done = await self._rewriter.rewrite(
-                        portions, self._policy, only=self._policy.policy
-                    )
+                    terms = Terms(bound=job.bound, only=self._policy.policy)
+                    done = await self._rewriter.rewrite(portions, self._policy, terms)
                     bill.moved = done.stored
                     self.moved += done.moved
                     job.moved(0, done.moved)

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 REWRITE_TIMEOUT_S: Final = 900.0
 """A whole chunk, read and written at the pace that clients leave to background work."""
+SLOWEST_S: Final = 300.0
+"""No bound makes one order take longer than that, by itself."""
 PARTS_MAX: Final = 32_768
 """Runs of live bytes that one rewrite copies: what an order may weigh."""
 PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
@@ -63,6 +65,21 @@ class Portion(msgspec.Struct, frozen=True):
     @property
     def length(self) -> int:
         return sum(part.length for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How chunks are to be rewritten."""
+
+    bound: float = 0.0
+    """Bytes a second that may be written; 0: any number."""
+    only: PolicyId = 0
+    """Only extents of files that have this policy move; 0: all do."""
+    upkeep: bool = False
+    """It makes room, so it may use the reserve of full disks."""
+
+
+UNBOUND: Final = Terms()
 
 
 @dataclass(frozen=True)
@@ -118,23 +135,16 @@ class Rewriter:
         return runs.parts()
 
     async def rewrite(
-        self,
-        portions: Sequence[Portion],
-        policy: Policy,
-        *,
-        only: PolicyId = 0,
-        upkeep: bool = False,
+        self, portions: Sequence[Portion], policy: Policy, terms: Terms = UNBOUND
     ) -> Rewritten:
         """Write the portions, together at most a chunk, into a chunk of `policy`; move extents.
 
-        `only`: those of files that have this policy; 0: all. One that cannot be read does not keep
-        the others from that: they go into several chunks then. `upkeep`: it makes room, so it may
-        use the reserve of full disks.
+        One that cannot be read does not keep the others from that: they go into several chunks.
 
         Raises DfsError where none was: nothing has changed then, or a part has moved.
         """
         try:
-            return await self._rewrite(portions, policy, only, upkeep)
+            return await self._rewrite(portions, policy, terms)
         except FragmentError:
             if len(portions) == 1:
                 raise
@@ -144,7 +154,7 @@ class Rewriter:
         middle = len(portions) // 2
         for half in (portions[:middle], portions[middle:]):
             try:
-                done = await self.rewrite(half, policy, only=only, upkeep=upkeep)
+                done = await self.rewrite(half, policy, terms)
                 moved, stored = moved + done.moved, stored + done.stored
                 failed, failure = failed + done.failed, done.failure or failure
             except DfsError as error:
@@ -155,19 +165,21 @@ class Rewriter:
         return Rewritten(moved, stored, failed, failure)
 
     async def _rewrite(
-        self, portions: Sequence[Portion], policy: Policy, only: PolicyId, upkeep: bool
+        self, portions: Sequence[Portion], policy: Policy, terms: Terms = UNBOUND
     ) -> Rewritten:
         sources = [self._source(portion) for portion in portions]
         length = sum(portion.length for portion in portions)
-        target = self._allocate(policy, length, upkeep)
+        target = self._allocate(policy, length, terms.upkeep)
         try:
-            reply = await self._order(target, policy, sources)
+            rate = terms.bound / policy.redundancy.expansion
+            rate = max(rate, length / SLOWEST_S) if rate else 0.0
+            reply = await self._order(target, policy, sources, round(rate))
             for chunk, disk, reason in reply.bad:
                 self._mover.note_bad(chunk, ((disk, reason),))
             self._check(target, reply, portions, length)
             # A list that was made before has nothing of the end of this chunk.
             self._context.reports.note_changed(target.chunk)
-            moved = await self._move(target.chunk, reply, portions, only)
+            moved = await self._move(target.chunk, reply, portions, terms.only)
             return Rewritten(moved, reply.stored)
         finally:
             self._release(target)
@@ -192,7 +204,7 @@ class Rewriter:
         return context.journal.append(AllocateTarget(context.now_ns(), policy.policy, placement))
 
     async def _order(
-        self, target: Chunk, policy: Policy, sources: Iterable[RewriteSource]
+        self, target: Chunk, policy: Policy, sources: Iterable[RewriteSource], rate: int
     ) -> RewrittenChunk:
         places = {place.disk: place for place in self._context.liveness.locations(_disks(target))}
         targets = tuple(
@@ -200,7 +212,7 @@ class Rewriter:
             for fragment in target.fragments
         )
         request = RewriteChunk(
-            target.chunk, target.k, target.m, policy.compression, targets, tuple(sources)
+            target.chunk, target.k, target.m, policy.compression, targets, tuple(sources), rate
         )
         # One that writes a fragment itself; they take turns.
         address = min((each.address for each in targets), key=lambda each: self._busy[each])
