@@ -108,7 +108,7 @@ def plan(
 
     `next_chunk` is the number that the next chunk will get. Chunks from `horizon` on and those
     in `spared` may be younger than the list: nothing is held against them. `alive` says which
-    disks can be read.
+    disks are not given up.
     """
     disk = stretch.disk
     start = fragment_by_disk_key(disk, stretch.after + 1)

@@ -13,7 +13,7 @@ from typing import Generic, TypeAlias, TypeVar
 import msgspec
 
 from dfs.core.chunk import Chunk, FragmentState
-from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, SessionId
+from dfs.core.ids import ChunkId, DiskId, InodeId, PolicyId, ServerId, SessionId
 from dfs.core.inode import Inode
 from dfs.core.policy import Policy
 from dfs.master.check.fixes import AnyFix
@@ -344,6 +344,8 @@ class ForgetDisks(Command[None], frozen=True, tag=42):
     """
 
     disks: tuple[DiskId, ...]
+    servers: tuple[ServerId, ...] = ()
+    """Gone, too, where they have no other disk."""
 
 
 # ------------------------------------------------------------------ jobs

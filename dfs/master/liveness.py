@@ -197,8 +197,13 @@ class Liveness:
                 disk.record = msgspec.structs.replace(disk.record, draining=draining)
                 self._refresh(self._servers[disk.record.server])
 
-    def forget(self, disks: Iterable[DiskId]) -> None:
-        """These disks are not part of the cluster any more, nor servers that had no other."""
+    def forget(self, disks: Iterable[DiskId], server: ServerId = 0) -> None:
+        """These disks are not part of the cluster any more, nor servers that had no other.
+
+        `server`, too, if it has no disk.
+        """
+        if server and not self.disks_of(server):
+            self._servers.pop(server, None)
         for number in disks:
             disk = self._disks.pop(number, None)
             if disk is None:

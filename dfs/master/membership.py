@@ -132,7 +132,7 @@ def set_draining(txn: Writer, command: SetDraining) -> None:
 
 def forget(txn: Writer, command: ForgetDisks) -> None:
     """See `ForgetDisks`."""
-    servers = set()
+    servers = set(command.servers)
     for number in command.disks:
         raw = txn.get(disk_key(number))
         if raw is None:

@@ -155,7 +155,7 @@ class _DiskCheck:
                 next_chunk=get_counters(context.reader).next_chunk,
                 horizon=horizon,
                 spared=context.claims.moving,
-                alive=context.liveness.presumed_alive,
+                alive=lambda disk: not context.liveness.given_up(disk),
                 limit=STRETCH_ROWS,
             )
             self._extra += plan.drop

@@ -21,7 +21,8 @@ from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
 from dfs.master.keyspace import get_chunk, get_policy
 from dfs.master.liveness import DEAD
-from dfs.wire.messages import PlannedDisk, PlanReply
+from dfs.master.placement import NAMED_MAX
+from dfs.wire.messages import PlannedDisk, PlanReply, ServerInfo
 from dfs.wire.messages import StartJob as StartRequest
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,16 @@ SAMPLE: Final = 2_000
 """Fragments of each disk for which a plan looks for a place."""
 PAUSE_FIRST_S: Final = 1.0
 PAUSE_MOST_S: Final = 30.0
+
+
+def _wait_for(servers: Sequence[ServerInfo]) -> str:
+    """Advice where servers may just not have been heard yet; "" where all are there."""
+    silent = [f"server {s.server} at {s.address}" for s in servers if s.state != DiskState.UP]
+    if not silent:
+        return ""
+    more = len(silent) - NAMED_MAX
+    names = ", ".join(silent[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+    return f"wait for {names}: not heard lately, or not yet by a master that has just begun"
 
 
 class Drain:
@@ -52,11 +63,8 @@ class Drain:
         disks = tuple(dict.fromkeys(request.disks))
         if not disks:
             raise FileSystemError("drain what?", hint="name a server or a disk")
-        known = {
-            disk.disk: (server, disk)
-            for server in context.liveness.server_infos()
-            for disk in server.disks
-        }
+        servers = context.liveness.server_infos()
+        known = {disk.disk: (server, disk) for server in servers for disk in server.disks}
         for disk in disks:
             if disk not in known:
                 raise FileSystemError(f"there is no disk {disk}", hint="see dfs admin disks")
@@ -84,9 +92,10 @@ class Drain:
         if moved > room:
             refusal = (
                 f"the rest has no room: {format_size(moved)} are to be moved, "
-                f"{format_size(room)} are free on the other disks; add disks or delete files"
+                f"{format_size(room)} are free on the other disks; "
+                + (_wait_for(servers) or "add disks or delete files")
             )
-        refusal = refusal or self._homeless(disks)
+        refusal = refusal or self._homeless(disks, servers)
         command = StartJob(
             context.now_ns(),
             self.name,
@@ -100,7 +109,7 @@ class Drain:
         reply = PlanReply(self.name, subject, items, moved, seconds, planned, (), refusal)
         return reply, command
 
-    def _homeless(self, disks: Sequence[DiskId]) -> str:
+    def _homeless(self, disks: Sequence[DiskId], servers: Sequence[ServerInfo]) -> str:
         """Why fragments of these disks have no other place; "" where a sample of them has."""
         context = self._context
         for disk in disks:
@@ -111,10 +120,11 @@ class Drain:
                 chunk = found[0]
                 policy = get_policy(context.reader, chunk.policy)
                 name = policy.name if policy else str(chunk.policy)
+                advice = _wait_for(servers) or "add a server first"
                 return (
                     f"no disk is left for fragments of chunk {number}: policy {name!r} spreads "
                     f"{chunk.width} fragments over as many servers, and each server that would be "
-                    f"left with room holds one already; add a server first"
+                    f"left with room holds one already; {advice}"
                 )
         return ""
 

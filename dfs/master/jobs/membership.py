@@ -58,6 +58,12 @@ class DiskKeeper:
         if server:
             if liveness.server(server) is None:
                 raise FileSystemError(f"there is no server {server}", hint="see dfs admin servers")
+            if not liveness.disks_of(server) and liveness.answers(server):
+                raise FileSystemError(
+                    f"server {server} has no disk, but runs: it would register again",
+                    hint="stop it, then remove it",
+                    errno=errno.EBUSY,
+                )
             disks = (*disks, *liveness.disks_of(server))
         for disk in disks:
             if liveness.location(disk) is None:
@@ -70,9 +76,10 @@ class DiskKeeper:
         for disk in disks:
             if liveness.state(disk) in DEAD:
                 await self._abandon(disk)
-        self._context.journal.append(ForgetDisks(self._context.now_ns(), tuple(disks)))
-        liveness.forget(disks)
-        log.info("removed disks %s", ", ".join(str(disk) for disk in disks))
+        servers = (server,) if server else ()
+        self._context.journal.append(ForgetDisks(self._context.now_ns(), tuple(disks), servers))
+        liveness.forget(disks, server)
+        log.info("removed disks %s", ", ".join(str(disk) for disk in disks) or "(none left)")
 
     def _refuse_full(self, disk: DiskId) -> None:
         """Raises FileSystemError (EBUSY) for a disk that answers and has something on it."""

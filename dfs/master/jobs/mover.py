@@ -130,20 +130,31 @@ class Mover:
         while disk := context.liveness.extend(
             spread, stay, random=context.random, avoid=shunned, upkeep=upkeep
         ):
-            if context.reader.get(doomed_key(disk, chunk.chunk)) is None:
+            # Nor one whose server seems to have just died: the order would wait for it.
+            deleting = context.reader.get(doomed_key(disk, chunk.chunk)) is not None
+            if context.liveness.is_served(disk) and not deleting:
                 break
             shunned.add(disk)
         return disk
 
     def sources(self, chunk: Chunk, index: int) -> tuple[FragmentSource, ...]:
-        """GOOD fragments that can be read, the one of the same index first, idle disks first."""
-        found = []
-        for fragment in chunk.good:
-            place = self._context.liveness.location(fragment.disk)
-            if place is not None and place.state in SERVES:
-                found.append(FragmentSource(fragment.index, fragment.disk, place.address))
-        found.sort(key=lambda source: (source.index != index, self._busy[source.disk]))
-        return tuple(found)
+        """Fragments that can be read: the one of the same index first, idle disks first.
+
+        CORRUPT ones come last: where other fragments are damaged, too, they may have the very
+        blocks that are missing. Before them those of servers that seem to have just died.
+        """
+        found: list[tuple[tuple[bool, ...], int, FragmentSource]] = []
+        liveness = self._context.liveness
+        for fragment in chunk.fragments:
+            place = liveness.location(fragment.disk)
+            if fragment.state is FragmentState.LOST or place is None or place.state not in SERVES:
+                continue
+            corrupt = fragment.state is FragmentState.CORRUPT
+            last = corrupt, not liveness.is_served(fragment.disk), fragment.index != index
+            source = FragmentSource(fragment.index, fragment.disk, place.address)
+            found.append((last, self._busy[fragment.disk], source))
+        found.sort(key=lambda each: each[:2])
+        return tuple(source for _, _, source in found)
 
     # ------------------------------------------------------------------ making it
 
@@ -156,7 +167,7 @@ class Mover:
         limiter = self._targets.setdefault(disk, trio.CapacityLimiter(TARGET_AT_ONCE))
         async with limiter:
             place = self._context.liveness.location(disk)
-            if place is None or place.state not in SERVES:
+            if place is None or not self._context.liveness.is_served(disk):
                 raise FragmentError(
                     f"disk {disk} cannot take a fragment of chunk {chunk.chunk} now"
                 )

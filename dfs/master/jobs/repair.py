@@ -22,6 +22,7 @@ from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master import fragments
 from dfs.master.commands import PlaceFragment, StartJob
+from dfs.master.health import available
 from dfs.master.jobs.board import RunningJob
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import Mover
@@ -285,7 +286,8 @@ class Repair:
         chunk = get_chunk(self._context.reader, number)
         if chunk is None or index not in missing(self._context, chunk):
             return 0
-        if len(self._mover.sources(chunk, index)) < chunk.k and self._reclaim(chunk):
+        serves = self._context.liveness.serves
+        if available(chunk, serves) < chunk.k and self._reclaim(chunk):
             return 0
         disk = self._mover.target(chunk, index)
         if not disk:

@@ -8,6 +8,7 @@ import trio
 
 from dfs.core.chunk import Chunk, FragmentState
 from dfs.core.ids import ChunkId, DiskId
+from dfs.master.backup.holding import Holding
 from dfs.master.claims import Claims
 from dfs.master.commands import (
     AllocateChunks,
@@ -19,17 +20,31 @@ from dfs.master.commands import (
     RegisterServer,
     SealChunk,
 )
+from dfs.master.jobs.board import Bucket, RunningJob
 from dfs.master.jobs.context import JobContext
 from dfs.master.journal import LocalJournal
-from dfs.master.keyspace import get_chunk, get_counters
+from dfs.master.keyspace import JobRecord, get_chunk, get_counters
 from dfs.master.liveness import Liveness, Timing
 from dfs.master.membership import all_disks, all_servers
 from dfs.master.report_book import ReportBook
-from dfs.wire.messages import DeleteFragments, DiskReport, Empty, RebuildFragment, RebuiltFragment
+from dfs.master.server_service import ServerService
+from dfs.wire.handlers import Peer
+from dfs.wire.hello import Hello
+from dfs.wire.messages import (
+    DeleteFragments,
+    DiskReport,
+    Empty,
+    HeldFragment,
+    JobState,
+    RebuildFragment,
+    RebuiltFragment,
+    ReportChunks,
+)
 from tests.unit.master.rig import Rig
 
 LENGTH: Final = 1000
 GIB: Final = 1 << 30
+PEER: Final = Peer("10.0.0.1:1", Hello("chunkserver"))
 
 
 class Servers:
@@ -44,6 +59,7 @@ class Servers:
         await trio.lowlevel.checkpoint()
 
     async def call(self, address: str, request: Any, reply: type, *, timeout_s: float) -> Any:
+        """The script's answer, or that all is well."""
         self.asked.append(request)
         answer = await self.script(request)
         if answer is not None:
@@ -144,3 +160,36 @@ class Bench:
 
     def place(self, chunk: ChunkId, index: int, disk: DiskId, *, reclaim: bool = False) -> bool:
         return self.journal.append(PlaceFragment(self.rig.tick(), chunk, index, disk, reclaim))
+
+
+def job(kind: str, *, disks: tuple[int, ...] = (), bandwidth: int = 0) -> RunningJob:
+    record = JobRecord(
+        job=9, kind=kind, state=JobState.RUNNING, subject="", created_ns=0, disks=disks,
+        bandwidth=bandwidth, threshold=0.1,
+    )  # fmt: skip
+    return RunningJob(record, Bucket(0))
+
+
+def service(bench: Bench) -> ServerService:
+    def nothing(_: object) -> None: ...
+
+    holding = Holding(bench.rig.store, bench.journal, bench.liveness, bench.reports, bench.rig.tick)
+    return ServerService(
+        cluster="", heartbeat_s=1.0, reader=bench.rig.store, journal=bench.journal,
+        liveness=bench.liveness, reports=bench.reports, holding=holding, claims=bench.claims,
+        add_unsealed=nothing, on_registered=nothing, clock=trio.current_time,
+        now_ns=bench.rig.tick,
+    )  # fmt: skip
+
+
+async def report(bench: Bench, disk: int, *held: HeldFragment) -> None:
+    await service(bench).report_chunks(
+        PEER, ReportChunks(disk, disk, 0, held, True), memoryview(b"")
+    )
+
+
+async def for_a_while(seconds: float, *tasks: Callable[[], Any]) -> None:
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(task)

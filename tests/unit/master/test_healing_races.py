@@ -1,7 +1,6 @@
 """What happens to fragments at the same time: no order of events costs one that is needed."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +11,8 @@ from trio.testing import MockClock
 from dfs.core.chunk import DiskState, FragmentState
 from dfs.core.errors import FileSystemError, FragmentError, NoSpaceError, UnavailableError
 from dfs.master import job_table
-from dfs.master.backup.holding import Holding
 from dfs.master.commands import ForgetDisks, MarkStale, StartJob
-from dfs.master.jobs.board import SAVE_EVERY_S, Bucket, JobBoard, RunningJob
+from dfs.master.jobs.board import SAVE_EVERY_S, JobBoard, RunningJob
 from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.membership import DiskKeeper
 from dfs.master.jobs.mover import NO_ROOM_S, Mover
@@ -22,10 +20,8 @@ from dfs.master.jobs.purge import PurgeFragments
 from dfs.master.jobs.rebalance import Fills, _Move, _Pass
 from dfs.master.jobs.repair import Repair
 from dfs.master.jobs.rewriter import Portion, Rewriter
-from dfs.master.keyspace import JobRecord, get_counters, get_policy
-from dfs.master.server_service import REPORT_AFTER_S, ServerService
-from dfs.wire.handlers import Peer
-from dfs.wire.hello import Hello
+from dfs.master.keyspace import get_counters, get_policy
+from dfs.master.server_service import REPORT_AFTER_S
 from dfs.wire.messages import (
     DeleteFragments,
     DiskReport,
@@ -35,48 +31,11 @@ from dfs.wire.messages import (
     PlanReply,
     RebuildFragment,
     RegisterServer,
-    ReportChunks,
     RewritePart,
     RewrittenChunk,
 )
 from dfs.wire.messages import StartJob as StartRequest
-from tests.unit.master.bench import LENGTH, Bench
-
-PEER = Peer("10.0.0.1:1", Hello("chunkserver"))
-
-
-def job(kind: str, *, disks: tuple[int, ...] = (), bandwidth: int = 0) -> RunningJob:
-    record = JobRecord(
-        job=9, kind=kind, state=JobState.RUNNING, subject="", created_ns=0, disks=disks,
-        bandwidth=bandwidth, threshold=0.1,
-    )  # fmt: skip
-    return RunningJob(record, Bucket(0))
-
-
-def service(bench: Bench) -> ServerService:
-    def nothing(_: object) -> None: ...
-
-    holding = Holding(bench.rig.store, bench.journal, bench.liveness, bench.reports, bench.rig.tick)
-    return ServerService(
-        cluster="", heartbeat_s=1.0, reader=bench.rig.store, journal=bench.journal,
-        liveness=bench.liveness, reports=bench.reports, holding=holding, claims=bench.claims,
-        add_unsealed=nothing, on_registered=nothing, clock=trio.current_time,
-        now_ns=bench.rig.tick,
-    )  # fmt: skip
-
-
-async def report(bench: Bench, disk: int, *held: HeldFragment, question: int = 0) -> None:
-    await service(bench).report_chunks(
-        PEER, ReportChunks(disk, disk, 0, held, True, question), memoryview(b"")
-    )
-
-
-async def for_a_while(seconds: float, *tasks: Callable[[], Any]) -> None:
-    with trio.move_on_after(seconds):
-        async with trio.open_nursery() as nursery:
-            for task in tasks:
-                nursery.start_soon(task)
-
+from tests.unit.master.bench import LENGTH, PEER, Bench, for_a_while, job, report, service
 
 # ------------------------------------------------------------------ a fragment in another's place
 
@@ -247,28 +206,6 @@ async def test_a_list_from_before_the_end_of_a_deletion_brings_nothing_back(
     assert bench.servers.deleted == {(3, chunk)}
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert bench.chunk(chunk).on(3) is None
-
-
-async def test_a_list_from_before_a_server_was_away_says_nothing(
-    autojump_clock: MockClock,
-) -> None:
-    """It goes on with it when it is back; what was written meanwhile is not in it."""
-    bench = Bench(4)
-    bench.reports.want((1,))
-    assert bench.ask(1)
-    old = bench.reports.question(1)
-    chunk = bench.sealed(1, 2, 3)
-    bench.reports.note_changed(chunk)
-    await bench.pass_time(70, 2, 3, 4)
-    service(bench).note_down(1)
-    bench.beat(1)
-    bench.reports.want((1,))
-    assert bench.ask(1)
-    await report(bench, 1, question=old)
-    assert len(bench.chunk(chunk).good) == 3
-    await report(bench, 1, question=bench.reports.question(1))
-    assert len(bench.chunk(chunk).good) == 2
-    assert not bench.ask(1)
 
 
 @pytest.mark.allow_logs("bad fragments")
