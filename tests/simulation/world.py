@@ -5,6 +5,7 @@ blocking calls run inline. Disks are real directories, the master's store lives 
 outlives the master, as a disk would.
 """
 
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -75,11 +76,14 @@ class World:
         servers: int,
         capacity_bytes: int | None = None,
         racks: Mapping[str, str] | None = None,
+        timing: Timing = TIMING,
     ) -> None:
         """`capacity_bytes`: of each disk. `racks`: of servers, by name."""
         self.root = root
         self._capacity_bytes = capacity_bytes
         self._racks = racks or {}
+        self._timing = timing
+        self._made = servers
         self.random = Random(seed)
         self.network = MemoryNetwork(Random(self.random.getrandbits(64)))
         self.store = PowerCutStore()
@@ -123,7 +127,7 @@ class World:
         master = Master(
             self.store,
             InlineWorkers(),
-            timing=TIMING,
+            timing=self._timing,
             lease_s=LEASE_S,
             connector=self.network.connector("master"),
             random=self.fork_random(),
@@ -154,7 +158,8 @@ class World:
 
     async def add_server(self) -> str:
         """One more chunk server joins."""
-        name = f"cs{len(self.servers) + 1}"
+        self._made += 1
+        name = f"cs{self._made}"
         self.servers.append(name)
         await self.start_host(name)
         return name
@@ -168,6 +173,13 @@ class World:
         self.network.crash(name)  # in the same step: nobody gets to say goodbye
         with trio.CancelScope(shield=True):
             await host.over.wait()
+
+    async def lose(self, name: str) -> None:
+        """A server goes with all that it has, and never comes back."""
+        await self.crash(name)
+        self.servers.remove(name)
+        del self._hosts[name]
+        shutil.rmtree(self.root / name)
 
     async def cut_power(self) -> None:
         """The master's machine loses power, with what was not synced, and comes back."""

@@ -11,4 +11,4 @@ from tests.soak.thrash import Thrash
 def test_a_cluster_that_is_broken_all_the_time_loses_nothing_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
-    Thrash(tmp_path / "cluster", seed=1, minutes=0.4).run()
+    Thrash(tmp_path / "cluster", seed=1, minutes=0.35).run()

@@ -2,70 +2,60 @@
 
     python -m tests.soak.thrash --minutes 10 --seed 7      (or: scripts/soak thrash ...)
 
-A round is one disaster: a server killed or stopped for a while, fragment files damaged, a server
-drained, removed, replaced, wiped; often with a harmless one beside it: the master killed, a
-rebalance, a scrub, an upload killed in the middle. The next round begins when `dfs admin status`
-calls every chunk healthy. So no chunk ever has more than one fragment away by our doing. At the
-end everything must be as it was acknowledged, and nothing left over anywhere.
+A round is one disaster: a server killed or stopped for a while, cut off from the master, the
+clients, the other servers or all of them; a disk full, or hanging; fragment files damaged, also of
+chunks that are being written; a server drained, removed, replaced, wiped. Often there is a harmless
+one beside it: the master killed, a rebalance, a scrub, an upload killed in the middle. The next
+round begins when `dfs admin status` calls every chunk healthy. So no chunk ever has more than one
+fragment away by our doing. At the end everything must be as it was acknowledged, and nothing left
+over anywhere.
 """
 
 import argparse
+import contextlib
+import errno
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-import trio
-
-import dfs.client
 from dfs.client import Client
-from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
-from dfs.master import invariants
-from dfs.master.keyspace import get_counters
-from dfs.master.store import RocksStore
+from dfs.core.chunk import ChunkState, DiskState
 from tests import damage, oracle
-from tests.cluster import Cluster, wait_until
+from tests.cluster import wait_until
+from tests.sick_disk import is_possible
+from tests.soak.patient import DOWN_AFTER_S, QUIET_WITHIN_S, SICK_SERVER, Patient, disk_of
 from tests.soak.workload import FindingError, Load
 
-SERVERS: Final = 6
-DOWN_AFTER_S: Final = 4
-POLICIES: Final = ("default", "ec21", "default", "ec21")
-HEALTHY_WITHIN_S: Final = 60.0
-SLOW_S: Final = 10.0
-"""Health that takes longer is described in the log."""
-QUIET_WITHIN_S: Final = 60.0
+SERVERS: Final = 7
+POLICIES: Final = ("default", "ec21", "default", "ec42")
 LEASE_S: Final = 90.0
 LONG_MINUTES: Final = 2.0
 
-T = TypeVar("T")
 
-
-class Thrash:
+class Thrash(Patient):
     """One run. `run` is the whole of it; raises what it found."""
 
     def __init__(self, root: Path, seed: int, minutes: float, servers: int = SERVERS) -> None:
-        self.root = root
+        super().__init__(root, seed, servers)
         self.seed = seed
         self.seconds = minutes * 60
         self.rounds = 0
-        self._rng = random.Random(seed)
-        self._began = time.monotonic()
-        self._cluster = Cluster(root, servers=servers, down_after=f"{DOWN_AFTER_S}s")
-        self._servers_made = servers
+        self._hurt: set[int] = set()
+        """Chunks that were harmed while they were OPEN: no scrub may have seen them."""
         self._tree = oracle.make_tree(root / "tree", seed=seed, files=40, odd_names=False)
         self._upload_killed_at = float("-inf")
         self._directories: list[str] = []
         """Of the clients."""
-        self._said = open(root / "thrash.log", "w", encoding="utf-8")  # noqa: SIM115
         self._disasters: tuple[tuple[int, Callable[[], None]], ...] = (
             (5, self._kill_server),
             (4, self._stop_server),
+            (5, self._cut_off),
             (3, self._flip_bits),
             (3, self._delete_fragments),
             (3, self._truncate_fragments),
@@ -85,23 +75,21 @@ class Thrash:
             self._convert,
             self._convert,
         )
+        if is_possible():
+            self._disasters += ((2, self._fill_disk), (3, self._hang_disk))
         if minutes >= LONG_MINUTES:
-            # The end of the run waits for the lease of a client that was killed.
+            # The end of the run waits for the lease of a client that was killed, and losing a
+            # server for the sessions of those who write what was harmed.
             self._beside += (self._kill_upload,)
-
-    def say(self, text: str) -> None:
-        line = f"{time.monotonic() - self._began:7.1f} s  {text}"
-        print(line, flush=True)
-        print(line, file=self._said, flush=True)
+            self._disasters += ((2, self._damage_open),)
 
     # ------------------------------------------------------------------ the run
 
     def run(self) -> None:
         self.say(f"seed {self.seed}, {self.seconds / 60:g} minutes, in {self.root}")
-        # Warnings tell what we broke; the scrub of a log is for errors.
-        self._cluster.broken = True
-        with self._cluster:
+        with self._running():
             self._dfs("policy", "create", "ec21", "--redundancy", "ec:2+1")
+            self._dfs("policy", "create", "ec42", "--redundancy", "ec:4+2")
             load = Load(
                 self._cluster.master_address, list(POLICIES), self.seed, self.root / "scratch"
             )
@@ -134,78 +122,10 @@ class Thrash:
     def _pause(self, least_s: float, most_s: float) -> None:
         time.sleep(self._rng.uniform(least_s, most_s))
 
-    # ------------------------------------------------------------------ asking
-
-    def _dfs(self, *args: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
-        return self._cluster.dfs(
-            *args, timeout_s=timeout_s, env={"DFS_ON_UNAVAILABLE": "wait:120s"}
-        )
-
-    def _ask(self, question: Callable[[Client], Awaitable[T]]) -> T:
-        async def body() -> T:
-            address = self._cluster.master_address
-            async with dfs.client.connect(address, on_unavailable="wait:120s") as client:
-                return await question(client)
-
-        return trio.run(body)
-
-    def _chunks(self) -> list[Chunk]:
-        async def body(client: Client) -> list[Chunk]:
-            found: list[Chunk] = []
-            more = True
-            while more:
-                reply = await client.meta.chunks(found[-1].chunk if found else 0)
-                found += reply.chunks
-                more = reply.more
-            return found
-
-        return self._ask(body)
-
-    def _is_healthy(self) -> bool:
-        async def body(client: Client) -> bool:
-            status = await client.meta.status()
-            up = {server.address for server in status.servers if server.state == DiskState.UP}
-            wanted = {server.address for server in self._cluster.servers.values()}
-            held = status.chunks_degraded + status.chunks_at_risk + status.chunks_lost
-            return up >= wanted and not held
-
-        return self._ask(body)
-
-    def _await_health(self, load: Load | None = None) -> None:
-        end = time.monotonic() + HEALTHY_WITHIN_S
-        began = time.monotonic()
-        told = False
-        while not self._is_healthy():
-            if load is not None:
-                load.check()
-            if time.monotonic() > end:
-                raise FindingError(
-                    f"not healthy after {HEALTHY_WITHIN_S:g} s:\n{self._situation()}"
-                )
-            if time.monotonic() - began > SLOW_S and not told:
-                told = True
-                print(self._situation(), file=self._said, flush=True)
-            time.sleep(0.3)
-        if (took := time.monotonic() - began) > SLOW_S:
-            self.say(f"  healthy after {took:.0f} s")
-
-    def _situation(self) -> str:
-        status = self._cluster.dfs("admin", "status", check=False).stdout
-        jobs = self._cluster.dfs("admin", "jobs", "list", check=False).stdout
-        dead = {
-            s.disks[0].disk
-            for s in self._ask(lambda c: c.meta.servers())
-            if s.state != DiskState.UP and s.disks
-        }
-        short = [
-            str(chunk)
-            for chunk in self._chunks()
-            if len({f.index for f in chunk.good if f.disk not in dead}) < chunk.width
-        ]
-        return f"{status}\n{jobs}\n" + "\n".join(short)
-
-    def _some_server(self) -> str:
-        return self._rng.choice(sorted(self._cluster.servers))
+    def _some_server(self, *, may_go: bool = False) -> str:
+        """`may_go`: one that need not stay."""
+        names = sorted(self._cluster.servers)
+        return self._rng.choice([n for n in names if not (may_go and n == SICK_SERVER)])
 
     # ------------------------------------------------------------------ disasters
 
@@ -230,13 +150,80 @@ class Thrash:
             self._harmless_now_and_then()
             time.sleep(away_s)
 
+    def _cut_off(self) -> None:
+        """A part of the network goes, for one server."""
+        name = self._some_server()
+        away_s = self._rng.choice((0.5, 3.0, DOWN_AFTER_S + 1.0, DOWN_AFTER_S + 8.0))
+        inward, outward = self._inward[name], self._outward[name]
+        whom = self._rng.choice(("master", "client", "chunkserver", "everybody"))
+        self.say(f"cut {name} off from {whom} for {away_s:g} s")
+        self._links.cut(inward, *(() if whom == "everybody" else (whom,)))
+        if whom in ("master", "everybody"):
+            self._links.cut(outward)
+        self._harmless_now_and_then()
+        time.sleep(away_s)
+        self._links.heal(inward)
+        self._links.heal(outward)
+
+    def _fill_disk(self) -> None:
+        assert self._sick is not None
+        full_s = self._rng.choice((1.0, 6.0, 12.0))
+        self.say(f"a disk of {SICK_SERVER} is full for {full_s:g} s")
+        with self._sick.sick(errno.ENOSPC):
+            self._harmless_now_and_then()
+            time.sleep(full_s)
+
+    def _hang_disk(self) -> None:
+        assert self._sick is not None
+        hang_s = self._rng.choice((1.0, 6.0, 12.0))
+        self.say(f"a disk of {SICK_SERVER} hangs for {hang_s:g} s")
+        self._sick.hang()
+        try:
+            self._harmless_now_and_then()
+            time.sleep(hang_s)
+        finally:
+            self._sick.wake()
+
+    def _damage_open(self) -> None:
+        """Harm fragments of chunks that are being written: one of each."""
+        name = self._some_server()
+        opened = {c.chunk for c in self._chunks() if c.state is ChunkState.OPEN} - self._hurt
+        found = [f for f in damage.fragments(self._cluster, name) if f.chunk in opened]
+        harms = (damage.flip_bits_everywhere, damage.delete, damage.truncate)
+        for fragment in found:
+            harm = self._rng.choice(harms)
+            self.say(f"{harm.__name__} of open chunk {fragment.chunk} on {name}")
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                harm(fragment.path, self._rng)
+            self._hurt.add(fragment.chunk)
+
+    def _mend_hurt(self) -> None:
+        """Have what was harmed while it was OPEN found, once it is sealed, and made anew."""
+        if not self._hurt:
+            return
+        wait_until(
+            lambda: all(
+                chunk.state is not ChunkState.OPEN
+                for chunk in self._chunks()
+                if chunk.chunk in self._hurt
+            ),
+            LEASE_S + QUIET_WITHIN_S,
+            what="harmed chunks are sealed",
+            explain=self._situation,
+        )
+        self._scrub()
+        self._await_health()
+        self._hurt.clear()
+
     def _damage(self, what: str, harm: Callable[[Path, random.Random], None]) -> None:
         """Harm fragments of one server, each of a chunk that has all of its own; then scrub."""
         name = self._some_server()
         whole = {
             chunk.chunk: chunk
             for chunk in self._chunks()
-            if chunk.state is ChunkState.SEALED and len(chunk.good) == chunk.width
+            if chunk.state is ChunkState.SEALED
+            and len(chunk.good) == chunk.width
+            and chunk.chunk not in self._hurt
         }
         disks = self._disks()
         found = [
@@ -246,7 +233,7 @@ class Thrash:
             and fragment.path.parent.name != "incoming"
             and fragment.chunk in whole
             and any(
-                each.index == fragment.index and each.disk == _disk_of(disks, fragment.path)
+                each.index == fragment.index and each.disk == disk_of(disks, fragment.path)
                 for each in whole[fragment.chunk].good
             )
         ]
@@ -293,16 +280,15 @@ class Thrash:
         self._dfs("admin", "undrain", self._cluster.servers[name].address)
 
     def _add_server(self) -> None:
-        self._servers_made += 1
-        name = f"cs{self._servers_made}"
+        name = self._make_server()
         self.say(f"add {name}")
-        self._cluster.add_server(name).spawn()
+        self._cluster.servers[name].spawn()
         self._cluster.wait_ready()
 
     def _drain_and_remove(self) -> None:
         if len(self._cluster.servers) <= SERVERS:
             self._add_server()
-        name = self._some_server()
+        name = self._some_server(may_go=True)
         process = self._cluster.servers[name]
         self.say(f"drain {name}, then remove it")
         if not self._drain(name, "--wait"):
@@ -321,9 +307,10 @@ class Thrash:
 
     def _lose_server(self) -> None:
         """A server goes and never comes back; another takes its place."""
+        self._mend_hurt()
         if len(self._cluster.servers) <= SERVERS:
             self._add_server()
-        name = self._some_server()
+        name = self._some_server(may_go=True)
         self.say(f"lose {name} for good")
         self._cluster.kill(name)
         shutil.rmtree(self.root / name)
@@ -359,10 +346,6 @@ class Thrash:
         self.say("rebalance")
         self._dfs("admin", "rebalance", "--threshold", "1%", "--no-wait")
 
-    def _scrub(self) -> None:
-        self.say("scrub")
-        self._dfs("admin", "scrub", "--wait")
-
     def _compact(self) -> None:
         """Whatever holds anything of no use is written anew."""
         self.say("compact")
@@ -390,6 +373,7 @@ class Thrash:
     def _at_rest(self, load: Load) -> None:
         """Everything is as it was acknowledged, and nothing else is there."""
         self._await_health()
+        self._mend_hurt()
         self._scrub()
         self._await_health()
         self._ask(lambda client: self._verify(client, load))
@@ -429,79 +413,9 @@ class Thrash:
             explain=self._situation,
         )
 
-    def _disks(self) -> dict[Path, int]:
-        """Disks by directory."""
-        servers: Any = self._ask(lambda client: client.meta.servers())
-        return {Path(disk.path): disk.disk for server in servers for disk in server.disks}
-
-    def _leftovers(self) -> list[str]:
-        """What the disks hold and the master does not list, and the other way round."""
-        disks = self._disks()
-        held = {}
-        strays = []
-        for fragment in damage.fragments(self._cluster):
-            disk = _disk_of(disks, fragment.path)
-            if fragment.path.suffix != ".sealed" or fragment.path.parent.name == "incoming":
-                strays.append(str(fragment.path))
-            held[disk, fragment.chunk, fragment.index] = fragment.path
-        listed = {
-            (fragment.disk, chunk.chunk, fragment.index)
-            for chunk in self._chunks()
-            for fragment in chunk.fragments
-            if fragment.state is FragmentState.GOOD
-        }
-        lines = [f"on disk, not listed: {held[key]}" for key in held.keys() - listed]
-        lines += [f"listed, not on disk: {key}" for key in listed - held.keys()]
-        return sorted((*strays, *lines))
-
-    def _await_tidy(self) -> None:
-        wait_until(
-            lambda: not self._leftovers(),
-            QUIET_WITHIN_S,
-            what="disks hold what the master lists",
-            explain=lambda: "\n".join(self._leftovers()) + "\n" + self._situation(),
-        )
-
-        async def counted(client: Client) -> int:
-            return sum(d.fragments for s in await client.meta.servers() for d in s.disks)
-
-        wait_until(
-            lambda: self._ask(counted) == len(damage.fragments(self._cluster)),
-            15,
-            what="servers count the fragments that they hold",
-            explain=self._situation,
-        )
-
-    def _check_fsck(self) -> None:
-        found = self._cluster.json("admin", "fsck")
-        if not found["sound"] or found["found"]:
-            raise FindingError(f"fsck: {found}")
-        self.say(f"fsck: {found['chunks']} chunks, {found['fragments']} fragments, sound")
-
     async def _delete_all(self, client: Client, load: Load) -> None:
         for writer in load.writers:
             await client.rmtree(writer.directory)
-
-    def _check_store(self) -> None:
-        """The master's tables after its end: whole, and without leftovers."""
-        path = next((self.root / "master").rglob("CURRENT")).parent
-        store = RocksStore(path)
-        try:
-            wrong = invariants.check(store)
-            counters = get_counters(store)
-        finally:
-            store.close()
-        if wrong:
-            raise FindingError("the master's tables: " + "\n".join(wrong))
-        names = [*("chunks", "chunks_open", "chunks_doomed", "chunks_retired")]
-        names += ["live", "wanting", "stale", "purging"]
-        if any(getattr(counters, name) for name in names):
-            raise FindingError(f"nothing is left, but {counters}")
-
-
-def _disk_of(disks: dict[Path, int], path: Path) -> int:
-    """The disk that a file lies on; 0: none of these."""
-    return next((disks[parent] for parent in path.parents if parent in disks), 0)
 
 
 def main() -> int:
