@@ -15,6 +15,7 @@ from dfs.wire.messages import SetAttr
 
 _AHEAD_FIRST_BYTES: Final = 512 * 1024
 _AHEAD_MAX_BYTES: Final = 16 * 1024 * 1024
+_STREAM_BYTES: Final = 32 * 1024 * 1024
 _READ_ALL_STEP_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -22,13 +23,19 @@ class ReadAhead:
     """Decides what to fetch before it is asked for: more, the longer reads follow each other."""
 
     def __init__(self) -> None:
+        self._begin = 0
         self._next = 0
         self._window = 0
         self._fetched = 0
 
-    def after(self, offset: int, end: int) -> tuple[int, int] | None:
-        """[offset, end) has been asked for: what to prefetch, if anything."""
+    def after(self, offset: int, end: int) -> tuple[int, int, bool] | None:
+        """[offset, end) has been asked for: what to prefetch, if anything, and whether for once.
+
+        A long stream does not come back to what it has read, and would drive everything else out
+        of the cache; of a mount's, the kernel keeps the pages.
+        """
         if offset != self._next:
+            self._begin = offset
             self._window = 0
             self._fetched = end
             self._next = end
@@ -40,7 +47,7 @@ class ReadAhead:
         if target - start < self._window // 2:
             return None
         self._fetched = target
-        return start, target
+        return start, target, end - self._begin >= _STREAM_BYTES
 
 
 class File:

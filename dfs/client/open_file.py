@@ -193,14 +193,17 @@ class OpenFile:
                 parts.append(step)
         return parts
 
-    def prefetch(self, offset: int, end: int) -> None:
-        """Have published bytes of [offset, end) in the cache soon. Never waits, never fails."""
+    def prefetch(self, offset: int, end: int, once: bool) -> None:
+        """Have published bytes of [offset, end) in the cache soon. Never waits, never fails.
+
+        `once`: until they have been read.
+        """
         end = min(end, self.inode.size)
         if offset < end and self.extents.knows(offset, end):
             for span in self.extents.slices(offset, end):
                 for step in _steps(span):
                     self._files.reader.prefetch(
-                        step.value, step.skip, step.skip + step.end - step.start
+                        step.value, step.skip, step.skip + step.end - step.start, once=once
                     )
 
     # ---------------------------------------------------------------- writing

@@ -59,11 +59,15 @@ class Reader:
             start, data = found
             part = data[at - start : end - start]
             parts.append(part)
+            self._cache.was_read(chunk, start, len(part))
             at += len(part)
         return parts
 
-    def prefetch(self, chunk: ChunkId, offset: int, end: int) -> None:
-        """Fetch a range into the cache in the background, if it is not there yet."""
+    def prefetch(self, chunk: ChunkId, offset: int, end: int, *, once: bool) -> None:
+        """Fetch a range into the cache in the background, if it is not there yet.
+
+        `once`: for a stream that will not come back to it.
+        """
         while offset < end:
             found = self._cache.get(chunk, offset)
             flight = self._flight_over(chunk, offset)
@@ -75,12 +79,13 @@ class Reader:
                 break
         if offset < end and self._prefetches < _PREFETCHES_MAX:
             self._prefetches += 1
-            self._nursery.start_soon(self._prefetch, chunk, offset, self._stop(chunk, offset, end))
+            end = self._stop(chunk, offset, end)
+            self._nursery.start_soon(self._prefetch, chunk, offset, end, once)
 
-    async def _prefetch(self, chunk: ChunkId, start: int, end: int) -> None:
+    async def _prefetch(self, chunk: ChunkId, start: int, end: int, once: bool) -> None:
         try:
             if self._flight_over(chunk, start) is None:
-                await self._fetch(chunk, start, end)
+                await self._fetch(chunk, start, end, once=once)
         except DfsError:
             # The read that needs these bytes will find out for itself, and can report it.
             return
@@ -101,14 +106,16 @@ class Reader:
                 return flight
         return None
 
-    async def _fetch(self, chunk: ChunkId, start: int, end: int) -> list[Slab]:
+    async def _fetch(
+        self, chunk: ChunkId, start: int, end: int, *, once: bool = False
+    ) -> list[Slab]:
         flight = _Flight(chunk, start, end)
         flights = self._flights.setdefault(chunk, [])
         flights.append(flight)
         try:
             slabs = await self._fetcher.fetch(chunk, start, end - start)
             for slab in slabs:
-                self._cache.put(chunk, slab.blocks, slab.size)
+                self._cache.put(chunk, slab.blocks, slab.size, once=once)
             flight.slabs = slabs
         finally:
             flights.remove(flight)

@@ -37,18 +37,14 @@ class PayloadMemory:
                 return memoryview(kept[index])[:length]
         fresh = bytearray(size)
         if self._kept_bytes + size > self._keep_bytes:
-            self._forget_free()
-        if self._kept_bytes + size <= self._keep_bytes:
-            kept.append(fresh)
+            # What is free has a size that nobody asks for now; what is not may be in a cache, and
+            # stay there: it would keep out what comes and goes.
+            self._kept.clear()
+            self._kept_bytes = 0
+        if size <= self._keep_bytes:
+            self._kept.setdefault(size, []).append(fresh)
             self._kept_bytes += size
         return memoryview(fresh)[:length]
-
-    def _forget_free(self) -> None:
-        """Make room: sizes asked for earlier may never be asked for again."""
-        for size, kept in self._kept.items():
-            in_use = [index for index in range(len(kept)) if sys.getrefcount(kept[index]) > _FREE]
-            self._kept_bytes -= size * (len(kept) - len(in_use))
-            kept[:] = [kept[index] for index in in_use]
 
 
 def _class_of(length: int) -> int:

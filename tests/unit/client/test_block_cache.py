@@ -50,6 +50,23 @@ def test_known_blocks_are_not_counted_twice() -> None:
     assert cache.get(1, 0) is None
 
 
+def test_what_was_put_for_once_goes_when_all_of_it_was_read() -> None:
+    cache = BlockCache(10_000)
+    cache.put(1, blocks(0, 100), 200, once=True)
+    cache.put(1, blocks(200), 100)
+    for start, length in ((100, 100), (0, 60), (200, 100), (200, 100)):
+        cache.was_read(1, start, length)
+        assert cache.get(1, 0) is not None
+    cache.was_read(1, 0, 40)
+    assert cache.get(1, 0) is None
+    assert cache.get(1, 100) is None
+    assert cache.get(1, 200) is not None
+    cache.was_read(1, 0, 40)
+    cache.was_read(2, 0, 40)
+    cache.clear()
+    assert cache.used_bytes == 0
+
+
 def test_what_does_not_fit_is_not_cached() -> None:
     cache = BlockCache(0)
     cache.put(1, blocks(0), 100)

@@ -54,6 +54,31 @@ async def test_sequential_reads_are_few_large_requests_and_the_cache_answers_aga
         assert not seen
 
 
+async def test_a_long_stream_leaves_no_more_in_the_cache_than_is_ahead_of_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    data = Random(1).randbytes(MIB) * 128
+    async with running(tmp_path, servers=2) as (world, client):
+        await directory(client, "/d", "rep:1")
+        async with world.client("writer") as writer:
+            await writer.write_file("/d/a", data)
+            await writer.write_file("/d/other", data[:MIB])
+        client.cache.capacity_bytes = 128 * MIB
+        assert await client.read_file("/d/other") == data[:MIB]
+        seen = count_reads(client)
+        most = 0
+        async with await client.open("/d/a") as file:
+            for number in range(128):
+                assert await file.read(MIB) == data[:MIB], number
+                most = max(most, client.cache.used_bytes)
+        assert sum(request.length for request in seen) < 1.2 * len(data)
+        # What came before it was a stream, and what is on its way.
+        assert most < 72 * MIB
+        del seen[:]
+        assert await client.read_file("/d/other") == data[:MIB]
+        assert not seen
+
+
 async def test_random_reads_fetch_little_more_than_they_need(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -175,11 +200,26 @@ def test_read_ahead_grows_with_sequential_reads_and_forgets_on_a_jump() -> None:
         wanted = ahead.after(number * 65536, (number + 1) * 65536)
         if wanted:
             fetched.append(wanted)
-    for (_, end), (start, _) in pairwise(fetched):
+    for (_, end, _), (start, _, _) in pairwise(fetched):
         assert start == end
-    sizes = [end - start for start, end in fetched]
+    sizes = [end - start for start, end, _ in fetched]
     assert sizes[0] >= 512 * 1024
     assert max(sizes) <= 16 * MIB
     assert fetched[-1][1] > 100 * 65536
     assert ahead.after(1_000_000_000, 1_000_065_536) is None
     assert ahead.after(5, 10) is None
+
+
+def test_what_is_fetched_ahead_of_a_long_stream_is_for_once_and_a_jump_begins_anew() -> None:
+    ahead = ReadAhead()
+    start = 7 * MIB
+    assert ahead.after(start, start + MIB) is None
+    fetched = [ahead.after(start + at * MIB, start + (at + 1) * MIB) for at in range(1, 64)]
+    wanted = [each for each in fetched if each]
+    assert [once for _, _, once in wanted] == sorted(once for _, _, once in wanted)
+    assert not wanted[0][2]
+    assert wanted[-1][2]
+    assert ahead.after(MIB, 2 * MIB) is None
+    again = ahead.after(2 * MIB, 3 * MIB)
+    assert again is not None
+    assert not again[2]
