@@ -1,4 +1,4 @@
-"""The result as a picture: for each row, every column as a multiple of the best peer. SVG."""
+"""The result as a picture (SVG): in each row, every column as a multiple of the best peer."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Final
 
 from scripts.benchmarks.peers.results import ColumnResult, Results
 from scripts.benchmarks.peers.rows import ROWS, Row
-from scripts.benchmarks.peers.verdicts import OURS, YARDSTICK, best_of, verdicts
+from scripts.benchmarks.peers.verdicts import OURS, YARDSTICK, bound_of, verdicts
 
 _LEFT: Final = 330
 _WIDTH: Final = 560
@@ -16,7 +16,6 @@ _TOP: Final = 30
 _RANGE: Final = (0.02, 50.0)
 """Multiples of the best peer; what is beyond is drawn at the edge."""
 _COLOURS: Final = ("#c1121f", "#f4795b", "#1d4ed8", "#60a5fa", "#7c3aed")
-_GREYS: Final = ("#111111", "#555555", "#888888", "#aaaaaa", "#c8c8c8")
 _STYLE: Final = (
     "text{font:12px sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
     ".grid{stroke:#e4e4e4}.one{stroke:#444}.goal{stroke:#16a34a;stroke-width:2}"
@@ -26,12 +25,15 @@ _STYLE: Final = (
 def svg(results: Results) -> str:
     """Right is better, in every row. A green mark is what dfs rep:3 must reach."""
     rows = [row for row in ROWS if _base(row, results.columns) is not None]
-    marks = {column.name: _mark(column, results.columns) for column in results.columns}
+    marks = {column.name: f"m{number}" for number, column in enumerate(results.columns)}
     height = _TOP + _STEP * len(rows) + 30 + 18 * len(results.columns)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 40}" '
         f'height="{height}" role="img"><title>dfs beside its peers</title><style>{_STYLE}</style>',
         f'<rect width="{_LEFT + _WIDTH + 40}" height="{height}" fill="#fff"/>',
+        "<defs>",
+        *(_mark(column, marks[column.name], results.columns) for column in results.columns),
+        "</defs>",
         *_grid(len(rows)),
     ]
     goals = {
@@ -47,31 +49,25 @@ def svg(results: Results) -> str:
             f'<text x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(row.title)}</text>'
         )
         if row.name in goals:
-            x = _x(_multiple(row, goals[row.name].bound, base))
+            x = _x(_multiple(row, goals[row.name].bound.value, base))
             parts.append(f'<path class="goal" d="M{x} {y - 8}V{y + 8}"/>')
         for column in reversed(results.columns):
             if row.name in column.figures:
                 x = _x(_multiple(row, column.figures[row.name].median, base))
-                parts.append(marks[column.name].format(x=x, y=y))
+                parts.append(f'<use href="#{marks[column.name]}" x="{x}" y="{y}"/>')
     for number, column in enumerate(results.columns):
         y = _TOP + _STEP * len(rows) + 34 + 18 * number
-        parts.append(marks[column.name].format(x=_LEFT, y=y - 4))
+        parts.append(f'<use href="#{marks[column.name]}" x="{_LEFT}" y="{y - 4}"/>')
         parts.append(f'<text x="{_LEFT + 12}" y="{y}">{escape(column.title)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _base(row: Row, columns: Sequence[ColumnResult]) -> float | None:
-    """The best of the peers; where there is none, what is fixed for the row."""
-    peers = [
-        column
-        for column in columns
-        if column.system not in (OURS, YARDSTICK) and row.name in column.figures
-    ]
-    if peers:
-        return best_of(row, peers).figures[row.name].median or None
-    fixed = [goal.fixed for goal in row.goals if goal.fixed is not None]
-    ours = any(row.name in column.figures for column in columns)
-    return fixed[0] if fixed and ours else None
+    """What a mark in the middle means: the best peer that counts, or what is fixed for the row."""
+    if not any(row.name in column.figures for column in columns):
+        return None
+    bound = bound_of(row, row.goals[0], columns)
+    return bound.value / row.goals[0].factor if bound is not None else None
 
 
 def _multiple(row: Row, value: float, base: float) -> float:
@@ -100,18 +96,19 @@ def _grid(rows: int) -> list[str]:
     return parts
 
 
-def _mark(column: ColumnResult, columns: Sequence[ColumnResult]) -> str:
-    """A disc for dfs, a ring for a peer, a cross for the local disk; `{x}` and `{y}` to fill in."""
+def _mark(column: ColumnResult, name: str, columns: Sequence[ColumnResult]) -> str:
+    """A disc for dfs, a ring with a letter for a peer, a cross for the local disk."""
     ours = [each.name for each in columns if each.system == OURS]
-    peers = list(dict.fromkeys(each.system for each in columns if each.system != OURS))
+    peers = [each.name for each in columns if each.system not in (OURS, YARDSTICK)]
     if column.system == OURS:
         colour = _COLOURS[ours.index(column.name) % len(_COLOURS)]
-        return f'<circle cx="{{x}}" cy="{{y}}" r="5" fill="{colour}"/>'
-    if column.system == YARDSTICK:
-        return '<path d="M{x} {y}m-4 -4l8 8m-8 0l8 -8" stroke="#999" fill="none"/>'
-    grey = _GREYS[(peers.index(column.system) - (YARDSTICK in peers)) % len(_GREYS)]
-    letter = column.title[0]
-    return (
-        f'<g><circle cx="{{x}}" cy="{{y}}" r="5" fill="#fff" stroke="{grey}" stroke-width="1.5"/>'
-        f'<text class="small" x="{{x}}" y="{{y}}" dy="3" text-anchor="middle">{letter}</text></g>'
-    )
+        drawn = f'<circle r="5" fill="{colour}"/>'
+    elif column.system == YARDSTICK:
+        drawn = '<path d="M-4 -4L4 4M-4 4L4 -4" stroke="#999"/>'
+    else:
+        letter = chr(ord("a") + peers.index(column.name))
+        drawn = (
+            '<circle r="6" fill="#fff" stroke="#666"/>'
+            f'<text class="small" dy="3" text-anchor="middle">{letter}</text>'
+        )
+    return f'<g id="{name}">{drawn}</g>'

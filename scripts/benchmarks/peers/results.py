@@ -43,6 +43,12 @@ class ColumnResult(msgspec.Struct):
     figures: dict[str, Figure] = {}
     errors: dict[str, str] = {}
     versions: dict[str, str] = {}
+    judged: bool = True
+
+    @property
+    def others(self) -> float:
+        """Processors that other work took, on average."""
+        return statistics.fmean(figure.others for figure in self.figures.values())
 
     def take(self, lines: str) -> None:
         """Add what `inside` wrote."""
@@ -102,4 +108,11 @@ class Results(msgspec.Struct):
 
 def begin_column(system: str, column: Column, programs: tuple[Program, ...]) -> ColumnResult:
     versions = {program.package: version for program in programs if (version := program.version())}
-    return ColumnResult(column.name, column.title, system, column.redundancy, versions=versions)
+    return ColumnResult(
+        column.name,
+        column.title,
+        system,
+        column.redundancy,
+        versions=versions,
+        judged=column.judged,
+    )

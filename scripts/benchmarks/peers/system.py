@@ -35,6 +35,8 @@ class Column:
     redundancy: str
     commands_only: bool = False
     """Only its commands are measured: it is a way to copy to and from a system, and no mount."""
+    judged: bool = True
+    """Of dfs: whether it has to reach the goals."""
 
 
 @dataclass(frozen=True)

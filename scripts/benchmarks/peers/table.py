@@ -38,6 +38,8 @@ def _figures(results: Results) -> str:
                 for figure in found
             ]
             rows.append([f"{row.title}, {row.unit}".removesuffix(", "), *cells])
+    others = [number(column.others) if column.figures else "-" for column in results.columns]
+    rows.append(["processors that other work took meanwhile", *others])
     return table(["row", *(column.title for column in results.columns)], rows)
 
 
@@ -47,8 +49,8 @@ def _goals(judged: Sequence[Verdict]) -> str:
             verdict.row.title,
             verdict.column.title,
             number(verdict.value),
-            ("at most " if verdict.row.better == "less" else "") + number(verdict.bound),
-            verdict.because,
+            ("at most " if verdict.row.better == "less" else "") + number(verdict.bound.value),
+            verdict.bound.because,
             "yes" if verdict.reached else f"no: {number(verdict.share)} of it",
         ]
         for verdict in judged

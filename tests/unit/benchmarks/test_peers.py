@@ -19,7 +19,7 @@ from scripts.benchmarks.peers.rows import ROWS, WORKLOADS
 from scripts.benchmarks.peers.system import Program, missing
 from scripts.benchmarks.peers.systems import SYSTEMS
 from scripts.benchmarks.peers.table import markdown
-from scripts.benchmarks.peers.verdicts import Verdict, verdicts
+from scripts.benchmarks.peers.verdicts import Bound, Verdict, verdicts
 
 enclosed = pytest.mark.skipif(
     bool(enclosure.obstacles()), reason=f"no enclosure here: {enclosure.obstacles()}"
@@ -36,6 +36,7 @@ def column(name: str, **figures: float) -> ColumnResult:
                     known.title,
                     system.name,
                     known.redundancy,
+                    judged=known.judged,
                     figures={
                         row.replace("_", "-"): Figure([value]) for row, value in figures.items()
                     },
@@ -61,7 +62,7 @@ def test_the_bound_is_the_best_peer_with_as_many_copies_times_the_factor() -> No
     peers = [column("moosefs-3", write=70), column("ceph", write=90)]
     others = [column("local", write=900), column("moosefs-2", write=120)]
     verdict = only(column("dfs-3", write=110), *peers, *others)
-    assert (verdict.bound, verdict.because) == (1.3 * 90, "1.3 × CephFS")
+    assert verdict.bound == Bound(1.3 * 90, "1.3 × CephFS")
     assert not verdict.reached
     assert verdict.share == pytest.approx(110 / 117)
     assert only(column("dfs-3", write=118), *peers, *others).reached
@@ -71,28 +72,34 @@ def test_where_less_is_better_the_least_of_the_peers_is_the_bound() -> None:
     peers = [column("moosefs-3", cpu_client_write=2.5), column("gluster-3", cpu_client_write=4)]
     assert only(column("dfs-3", cpu_client_write=2.9), *peers).reached
     verdict = only(column("dfs-3", cpu_client_write=6), *peers)
-    assert (verdict.bound, verdict.share) == (3.0, 0.5)
+    assert (verdict.bound.value, verdict.share) == (3.0, 0.5)
 
 
 def test_a_peer_that_does_not_reach_the_disk_is_no_rival_in_synced_writes() -> None:
     verdict = only(
         column("dfs-3", fsync=400), column("moosefs-3", fsync=574), column("ceph", fsync=100)
     )
-    assert verdict.because == "1.5 × CephFS"
+    assert verdict.bound.because == "1.5 × CephFS"
 
 
 def test_erasure_coding_and_single_copies_have_bounds_of_their_own() -> None:
     peers = [column("gluster-ec", write=58), column("juicefs", write=89)]
     found = verdicts([column("dfs-ec", write=100), column("dfs-1", write=100), *peers])
-    assert [(each.column.name, each.bound, each.reached) for each in found] == [
+    assert [(each.column.name, each.bound.value, each.reached) for each in found] == [
         ("dfs-ec", 116, False),
         ("dfs-1", 89, True),
     ]
 
 
+def test_the_driver_that_is_not_preferred_is_shown_and_not_judged() -> None:
+    ours = [column("dfs-3", write=110), column("dfs-3-fusepy", write=60)]
+    assert only(*ours, column("ceph", write=90)).column.name == "dfs-3"
+    assert "| sequential write + fsync, MiB/s | 110 | 60.0 |" in markdown(results(*ours))
+
+
 def test_a_fixed_bound_needs_no_peer_and_a_missing_peer_gives_no_verdict() -> None:
     found = verdicts([column("dfs-3", resident=40, create_1=5000)])
-    assert [(each.row.name, each.because, each.reached) for each in found] == [
+    assert [(each.row.name, each.bound.because, each.reached) for each in found] == [
         ("resident", "fixed", True)
     ]
 

@@ -20,9 +20,9 @@ class Ourselves(System):
     name = "dfs"
     columns = (
         Column("dfs-3", "dfs rep:3", COPIES_3),
-        Column("dfs-3-fusepy", "dfs rep:3, fusepy", COPIES_3),
+        Column("dfs-3-fusepy", "dfs rep:3, fusepy", COPIES_3, judged=False),
         Column("dfs-ec", "dfs ec:4+2", CODED),
-        Column("dfs-ec-fusepy", "dfs ec:4+2, fusepy", CODED),
+        Column("dfs-ec-fusepy", "dfs ec:4+2, fusepy", CODED, judged=False),
         Column("dfs-1", "dfs rep:1", COPIES_1),
     )
 
