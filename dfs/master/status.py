@@ -106,7 +106,7 @@ class StatusService:
 
     async def cluster_status(self, _: Peer, __: m.ClusterStatus, ___: memoryview) -> m.StatusReply:
         """Chunks are counted afresh, unless too many lack something: then as they were last."""
-        if self._health.looked_at <= PROMPT_CHUNKS:
+        if self._health.is_prompt:
             async with self._counting:
                 await self._health.count(trio.lowlevel.checkpoint, most=PROMPT_CHUNKS)
         return self.latest()
