@@ -59,10 +59,7 @@ class Directories(Nodes):
         handle.names[position : position + len(names)] = names
         handle.page, handle.page_start = list(reply.entries), position
         handle.complete = not reply.more
-        for entry in reply.entries:
-            file = self._files.get(entry.inode.ino)
-            if file is None or not file.dirty:
-                self._found(handle.ino, entry.name, entry.inode, asked)
+        self._learn_page(handle.ino, reply.entries, asked)
         return handle.page
 
     async def releasedir(self, handle: DirHandle) -> None:

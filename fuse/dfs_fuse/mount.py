@@ -37,6 +37,7 @@ from dfs_fuse.bridge import Bridge
 from dfs_fuse.mount_table import shown
 from dfs_fuse.options import ON_UNAVAILABLE, MountOptions
 from dfs_fuse.preconditions import ChosenDriver, check
+from dfs_fuse.read_ahead import READ_AHEAD_KIB, widen_read_ahead
 from dfs_fuse.vfs import Vfs
 
 _STOP: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -126,6 +127,7 @@ def _file_system(
         attr_cache_s=options.attr_cache_s,
         by_path=driver == "fusepy",
     )
+    nursery.start_soon(widen_read_ahead, options.point, READ_AHEAD_KIB[driver])
     if not options.read_only and not options.sync_names:
         client.meta.delegations.start()
     vfs.about = msgspec.json.encode(

@@ -25,8 +25,13 @@ class Mount:
     kind: str
     """Such as ext4 or fuse.dfs."""
     source: str
-    minor: int
-    """Of its device number: the kernel's number of a FUSE connection."""
+    device: str
+    """MAJOR:MINOR"""
+
+    @property
+    def minor(self) -> int:
+        """Of its device number: the kernel's number of a FUSE connection."""
+        return int(self.device.partition(":")[2])
 
     @property
     def is_dfs(self) -> bool:
@@ -45,8 +50,7 @@ def _parse(line: bytes) -> Mount:
     first, _, second = line.partition(b" - ")
     fields = first.split()
     kind, source = second.split(b" ")[:2]
-    minor = int(fields[2].partition(b":")[2])
-    return Mount(_plain(fields[4]), _plain(kind), _plain(source), minor)
+    return Mount(_plain(fields[4]), _plain(kind), _plain(source), fields[2].decode())
 
 
 def _plain(field: bytes) -> str:

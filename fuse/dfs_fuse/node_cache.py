@@ -19,6 +19,8 @@ from dfs.core.inode import Inode
 _GENERATION_MAX: Final = 20_000
 """Entries of a kind before the next generation starts; at most two of them are kept."""
 
+_DIRECTORIES_MAX: Final = 1000
+
 _Attributes = dict[InodeId, tuple[float, Inode]]
 _Names = dict[tuple[InodeId, bytes], tuple[float, InodeId]]
 
@@ -32,6 +34,10 @@ class NodeCache:
         self._older_attributes: _Attributes = {}
         self._names: _Names = {}
         self._older_names: _Names = {}
+        self._lost_names: dict[InodeId, float] = {}
+        """When a name of each directory was forgotten last."""
+        self._lost_before = -math.inf
+        """The same, of all that are not among those."""
 
     # ---------------------------------------------------------------- asking
 
@@ -94,8 +100,15 @@ class NodeCache:
             if found is not None and found[0] > until:
                 self._attributes[ino] = (until, found[1])
 
-    def learn_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
-        """The master has just said that `name` in `parent` is `ino`."""
+    def learn_name(
+        self, parent: InodeId, name: bytes, ino: InodeId, asked: float | None = None
+    ) -> None:
+        """The master has just said that `name` in `parent` is `ino`.
+
+        What it was `asked` before a name there was forgotten may be of before, and is not believed.
+        """
+        if asked is not None and asked <= self._lost_names.get(parent, self._lost_before):
+            return
         self._put_name(parent, name, ino, time.monotonic() + self.ttl_s)
 
     def note_name(self, parent: InodeId, name: bytes, ino: InodeId) -> None:
@@ -115,5 +128,9 @@ class NodeCache:
 
     def forget_name(self, parent: InodeId, name: bytes) -> None:
         """The name has gone, or is another inode now."""
+        if parent not in self._lost_names and len(self._lost_names) >= _DIRECTORIES_MAX:
+            self._lost_before = time.monotonic()
+            self._lost_names = {}
+        self._lost_names[parent] = time.monotonic()
         self._older_names.pop((parent, name), None)
         self._names.pop((parent, name), None)

@@ -21,10 +21,11 @@ from dfs.client.open_file import OpenFile
 from dfs.core.errors import DfsError, FileSystemError, refuse
 from dfs.core.ids import InodeId
 from dfs.core.inode import Inode
-from dfs.wire.messages import Cred, FsStats
+from dfs.wire.messages import Cred, DirEntry, FsStats
 from dfs_fuse.caller import Caller, Credentials
 from dfs_fuse.node_cache import NodeCache
 from dfs_fuse.profile import Profile
+from dfs_fuse.stat_ahead import StatAhead
 
 LOST_MAX: Final = 1000
 NAMES_MAX: Final = 30_000
@@ -68,6 +69,7 @@ class Nodes:
         """The names that inodes had lately: who opens one that is gone gets what has its name."""
         self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """How each inode was last found, and when; in pyfuse3 an open names no name."""
+        self._stat_ahead = StatAhead()
         self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
         """Those this mount removed: they may be open, or the working directory of a process."""
 
@@ -182,6 +184,8 @@ class Nodes:
         """Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         if self.is_absent(parent, name):
             raise refuse(errno.ENOENT, name.decode(errors="backslashreplace"))
+        if self.cached_child(parent, name) is None and self.attr_cache_s:
+            await self._look_ahead(parent, name, caller)
         found = self.cached_child(parent, name)
         if found is not None:
             try:
@@ -197,6 +201,37 @@ class Nodes:
         inode = self._found(parent, name, answer, asked)
         file = self._files.get(inode.ino)
         return inode if file is None or not file.dirty else await self._overlaid(file, inode)
+
+    async def _look_ahead(self, parent: InodeId, name: bytes, caller: Caller) -> None:
+        """Learn the name and those after it, where a program seems to go through all of them."""
+        walk = self._stat_ahead.walk(parent)
+        if walk.coming is not None:
+            await walk.coming.wait()
+            return
+        after = walk.missed(name)
+        if after is None:
+            return
+        last = None
+        limit = walk.begin()
+        try:
+            asked = time.monotonic()
+            cred = self._searcher(caller)
+            page = await self._meta.readdir(parent, after=after, limit=limit, cred=cred)
+            self._learn_page(parent, page.entries, asked)
+            if page.entries:
+                last = page.entries[-1].name
+        except FileSystemError:
+            # Who asks for the name itself is told.
+            return
+        finally:
+            walk.end(last)
+
+    def _learn_page(self, parent: InodeId, entries: Sequence[DirEntry], asked: float) -> None:
+        """These are in a directory, as the master has just said when it was `asked`."""
+        for entry in entries:
+            file = self._files.get(entry.inode.ino)
+            if file is None or not file.dirty:
+                self._found(parent, entry.name, entry.inode, asked)
 
     async def walk(self, start: InodeId, names: Sequence[bytes], caller: Caller) -> InodeId:
         """The inode at the end of a path, symlinks not followed: a driver by paths asks."""

@@ -409,6 +409,8 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def release(self, fh: int) -> None:
         self._openers.pop(fh, None)
         inode = self._stood_in.pop(fh, None)
+        if inode is None and self._at_once("release", self._released_here, fh):
+            return
         try:
             await self._do("release", 0, self._release, fh)
         finally:
@@ -416,6 +418,9 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
                 self._stand_ins[inode].handles -= 1
                 if not self._stand_ins[inode].handles:
                     del self._stand_ins[inode]
+
+    def _released_here(self, fh: int) -> bool:
+        return self._vfs.release_here(self._vfs.handle(fh))
 
     async def _release(self, fh: int) -> None:
         await self._vfs.release(self._vfs.handle(fh))

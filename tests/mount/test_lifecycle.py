@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dfs_fuse.mount_table import mounted_at
+from dfs_fuse.read_ahead import READ_AHEAD_KIB
 from tests.cluster import Cluster, environment, free_port, wait_until
 from tests.mount.conftest import Mount, Mounts
 
@@ -71,6 +72,18 @@ def test_a_mount_answers_when_the_command_returns(mounts: Mounts) -> None:
     )
     assert "nosuid" in options
     assert "nodev" not in options
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may set it")
+def test_the_kernel_reads_ahead_as_far_as_the_driver_can_use(mounts: Mounts) -> None:
+    mount = mounts.mount()
+    entry = mounted_at(str(mount.point))
+    assert entry is not None
+    setting = Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb")
+    if not os.access(setting, os.W_OK):
+        pytest.skip("sysfs is read-only here")
+    wanted = READ_AHEAD_KIB[mounts.driver]
+    wait_until(lambda: int(setting.read_text()) == wanted, what="the kernel reads further ahead")
 
 
 def test_a_mount_survives_the_shell_that_started_it(mounts: Mounts) -> None:

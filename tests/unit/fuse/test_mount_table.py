@@ -25,7 +25,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_are_read_with_their_escapes() -> None:
     found = list(mounts())
-    assert found[1] == Mount("/mnt/p", "fuse.dfs", "127.0.0.1:9420:/", 37)
+    assert found[1] == Mount("/mnt/p", "fuse.dfs", "127.0.0.1:9420:/", "0:37")
+    assert found[1].minor == 37
     assert found[1].is_dfs
     assert found[2].point == "/mnt/a b\\\tc"
     assert not found[0].is_dfs

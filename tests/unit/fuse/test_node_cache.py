@@ -71,6 +71,27 @@ def test_an_answer_that_was_overtaken_is_not_believed(clock: Clock) -> None:
     assert cache.attributes(7) == inode(7, at=4, size=40)
 
 
+def test_a_name_that_went_while_it_was_asked_for_is_not_believed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dfs_fuse.node_cache, "_DIRECTORIES_MAX", 2)
+    cache = NodeCache(10.0)
+    asked = clock.now
+    clock.now += 0.1
+    cache.forget_name(1, b"gone")
+    cache.learn_name(1, b"gone", 7, asked)
+    assert cache.child(1, b"gone") is None
+    cache.learn_name(2, b"elsewhere", 8, asked)
+    assert cache.child(2, b"elsewhere") == 8
+    for parent in (3, 4):
+        cache.forget_name(parent, b"too many to remember")
+    cache.learn_name(1, b"gone", 7, asked)
+    assert cache.child(1, b"gone") is None
+    clock.now += 0.1
+    cache.learn_name(1, b"gone", 9, clock.now)
+    assert cache.child(1, b"gone") == 9
+
+
 def test_an_own_change_is_believed_no_longer_than_what_it_changed(clock: Clock) -> None:
     cache = NodeCache(1.0)
     cache.adjust(inode(7))
