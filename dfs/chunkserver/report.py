@@ -11,6 +11,7 @@ stops nothing here: clients are served on.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import zip_longest
 from random import Random
 from typing import Final, NoReturn, TypeVar
 
@@ -76,6 +77,8 @@ class Reporter:
         self._heartbeat_s = _RETRY_MOST_S
         self._changed = trio.Event()
         self._reporting: set[DiskId] = set()
+        self._questions: dict[DiskId, int] = {}
+        """What the master asked last of each disk."""
         self._joined = False
         """A disk has been added that the master does not know of."""
 
@@ -103,7 +106,10 @@ class Reporter:
                     self._joined = False
                     await self._insist(self._register)
                     continue
-                for number in reply.report_disks:
+                for number, question in zip_longest(
+                    reply.report_disks, reply.questions, fillvalue=0
+                ):
+                    self._questions[number] = question
                     if number not in self._reporting:
                         self._reporting.add(number)
                         nursery.start_soon(self._report, number)
@@ -182,26 +188,36 @@ class Reporter:
     # ------------------------------------------------------------------ chunk reports
 
     async def _report(self, number: DiskId) -> None:
-        """List a disk to the master. Given up on an error: the master asks again."""
+        """List a disk to the master. Given up on an error: the master asks again.
+
+        Begun anew where it is asked another question meanwhile.
+        """
         try:
             disk = self._service.disk(number)
-            await self._list(disk, self._masters[self._master])
+            question = None
+            while question != self._questions[number]:
+                question = self._questions[number]
+                await self._list(disk, question, self._masters[self._master])
         except DfsError as error:
             _log.warning("the chunk report of disk %d was given up: %s", number, error)
         finally:
             self._reporting.discard(number)
 
-    async def _list(self, disk: Disk, master: str) -> None:
+    async def _list(self, disk: Disk, question: int, master: str) -> None:
         chunks = await disk.health.run_read(disk.catalog.chunks)
         after = 0
         for start in range(0, max(1, len(chunks)), PAGE):
             page = chunks[start : start + PAGE]
+            fragments = tuple(await disk.held(page))
+            if self._questions.get(disk.number) != question:
+                return
             request = ReportChunks(
                 server=self._service.server,
                 disk=disk.number,
                 after=after,
-                fragments=tuple(await disk.held(page)),
+                fragments=fragments,
                 last=start + PAGE >= len(chunks),
+                question=question,
             )
             reply = await self._pool.call(
                 master, request, ReportChunksReply, timeout_s=_REPORT_TIMEOUT_S, patient=True

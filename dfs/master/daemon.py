@@ -149,7 +149,7 @@ class Master:
         leases.grant(record.session for record in sessions.all_sessions(store))
         health = Health(store, self.liveness.away)
         # What a report found just before the last master ended may not have been noted.
-        reports = ReportBook()
+        reports = ReportBook(run)
         reports.want(disk.disk for disk in membership.all_disks(store))
 
         claims = Claims()

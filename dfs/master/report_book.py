@@ -2,8 +2,9 @@
 
 On a big cluster all disks may owe one at a time (the master has just begun): they are asked a few
 at a time. A list is as old as the question, so it is no evidence against a chunk that was made,
-sealed, marked or given another fragment since. Memory is bounded by what changes while the few are
-at it, and `CHANGED_MAX`: past that, the oldest question counts as never asked.
+sealed, marked or given another fragment since. A question has a number, which its answer repeats:
+a disk may still be at the answer to an older one. Memory is bounded by what changes while the few
+are at it, and `CHANGED_MAX`: past that, the oldest question counts as never asked.
 
 Owned by the daemon; the service that reads reports asks it, and whoever changes fragments tells it.
 """
@@ -22,9 +23,10 @@ CHANGED_MAX: Final = 200_000
 
 
 class _Asked:
-    __slots__ = ("active_at", "horizon", "since")
+    __slots__ = ("active_at", "horizon", "question", "since")
 
-    def __init__(self, horizon: ChunkId, since: int, now: float) -> None:
+    def __init__(self, question: int, horizon: ChunkId, since: int, now: float) -> None:
+        self.question = question
         self.horizon = horizon
         self.since = since
         """Changes with this number, and later ones, are younger than its list."""
@@ -32,7 +34,9 @@ class _Asked:
 
 
 class ReportBook:
-    def __init__(self) -> None:
+    def __init__(self, first_question: int = 1) -> None:
+        """`first_question`: lists that an earlier run of the master asked for have others."""
+        self._next_question = first_question
         self._wanted: dict[DiskId, float] = {}
         """Disks that are still to be asked, and from when on."""
         self._asked: dict[DiskId, _Asked] = {}
@@ -44,10 +48,12 @@ class ReportBook:
         return f"<ReportBook {len(self._asked)} disks report, {len(self._wanted)} wait>"
 
     def want(self, disks: Iterable[DiskId], *, not_before: float = 0.0) -> None:
-        """These disks shall report, from `not_before` on. The first of several wishes counts."""
+        """These disks shall report, from `not_before` on. The first of several wishes counts.
+
+        One that is listing now is asked once more after that.
+        """
         for disk in disks:
-            if disk not in self._asked:
-                self._wanted.setdefault(disk, not_before)
+            self._wanted.setdefault(disk, not_before)
 
     def to_ask(
         self, disks: Iterable[DiskId], now: float, next_chunk: ChunkId
@@ -71,10 +77,16 @@ class ReportBook:
                 continue
             else:
                 del self._wanted[disk]
-                self._asked[disk] = _Asked(next_chunk, self._changes, now)
+                self._asked[disk] = _Asked(self._next_question, next_chunk, self._changes, now)
+                self._next_question += 1
             busy += 1
             due.append(disk)
         return tuple(due)
+
+    def question(self, disk: DiskId) -> int:
+        """What it was asked last; 0 where it owes no answer."""
+        asked = self._asked.get(disk)
+        return 0 if asked is None else asked.question
 
     def note_changed(self, chunk: ChunkId) -> None:
         """Call it with every seal, new fragment and mark that is not a report's."""

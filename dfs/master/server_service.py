@@ -199,7 +199,8 @@ class ServerService:
                 # It may never be listed. Once it works again, its server registers anew.
                 self._reports.gone(disk)
         next_chunk = get_counters(self._reader).next_chunk
-        return m.HeartbeatReply(True, self._reports.to_ask(disks, self._clock(), next_chunk))
+        asked = self._reports.to_ask(disks, self._clock(), next_chunk)
+        return m.HeartbeatReply(True, asked, tuple(map(self._reports.question, asked)))
 
     # ------------------------------------------------------------------ chunk reports
 
@@ -220,6 +221,8 @@ class ServerService:
             while rest.after < rest.upto:
                 async with self._pace:
                     self._check_owner(request)
+                    if self._is_old(request):
+                        return m.ReportChunksReply(())
                     plan = self._compare(rest)
                     changed += self._follow(disk, plan)
                 drop.extend(plan.drop)
@@ -244,7 +247,7 @@ class ServerService:
         if useless:
             # What makes these fragments useless must not be undone by a power cut.
             await self._journal.sync()
-        if request.last:
+        if request.last and not self._is_old(request):
             self._reports.listed(disk)
             if disk in self._again:
                 self._again.discard(disk)
@@ -258,6 +261,10 @@ class ServerService:
                 f"disk {request.disk} does not belong to server {request.server}",
                 hint="the server must register again",
             )
+
+    def _is_old(self, request: m.ReportChunks) -> bool:
+        """Begun before the disk was asked last: what changed until then is not known any more."""
+        return bool(request.question) and request.question != self._reports.question(request.disk)
 
     def _compare(self, stretch: chunk_reports.Stretch) -> chunk_reports.Plan:
         # While it waited for its turn the disk may have failed: then its list says nothing.

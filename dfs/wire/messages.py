@@ -1046,6 +1046,8 @@ class HeartbeatReply(Message, frozen=True):
     """False: register again (the master restarted and does not know this server's address)."""
     report_disks: tuple[DiskId, ...] = ()
     """Disks whose fragments the master wants listed by ReportChunks."""
+    questions: tuple[int, ...] = ()
+    """Of each of these: what its pages shall say they answer."""
 
 
 class HeldFragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -1057,13 +1059,18 @@ class HeldFragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class ReportChunks(Message, frozen=True):
-    """What a disk holds, by chunk, in pages; `after` is the last chunk of the page before."""
+    """What a disk holds, by chunk, in pages; `after` is the last chunk of the page before.
+
+    The list was begun after the `question` it answers came (0: of an older server, that does not
+    say). One that is not the last that was asked is not looked at.
+    """
 
     server: ServerId
     disk: DiskId
     after: ChunkId
     fragments: tuple[HeldFragment, ...]
     last: bool
+    question: int = 0
 
 
 class FragmentsReply(Message, frozen=True):

@@ -60,6 +60,10 @@ class Master:
         self.pages: list[ReportChunks] = []
         self.known = True
         self.ask: tuple[int, ...] = ()
+        self.question = 0
+        self.hold_back = trio.Event()
+        """Pages are answered from then on."""
+        self.hold_back.set()
         self.drop: tuple[int, ...] = ()
         self.refuse: DfsError | None = None
 
@@ -76,10 +80,13 @@ class Master:
     def beat(self, _: Peer, request: Heartbeat, payload: memoryview) -> HeartbeatReply:
         self.beats.append(request)
         asked, self.ask = self.ask, ()
-        return HeartbeatReply(self.known, asked)
+        return HeartbeatReply(self.known, asked, (self.question,) * len(asked))
 
-    def report(self, _: Peer, request: ReportChunks, payload: memoryview) -> ReportChunksReply:
+    async def report(
+        self, _: Peer, request: ReportChunks, payload: memoryview
+    ) -> ReportChunksReply:
         self.pages.append(request)
+        await self.hold_back.wait()
         return ReportChunksReply(
             tuple(held.chunk for held in request.fragments if held.chunk in self.drop)
         )
@@ -267,6 +274,24 @@ async def test_a_disk_is_listed_in_order_and_in_pages_when_asked(
     held = [*one.fragments, *two.fragments]
     assert held[:-1] == [HeldFragment(chunk, 0, 10, False) for chunk in chunks]
     assert held[-1] == HeldFragment(5000, 0, 10, True)
+
+
+async def test_a_disk_that_is_asked_anew_is_listed_from_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dfs.chunkserver.report.PAGE", 30)
+    async with Master().serving() as master, running(config(master, tmp_path)) as address:
+        await put(address, range(1, 51), seal=False)
+        master.hold_back = trio.Event()
+        for question in (7, 7, 8):
+            beats = len(master.beats)
+            master.ask, master.question = (11,), question
+            await until(lambda: len(master.beats) > beats + 2)  # noqa: B023
+        await put(address, range(51, 61), seal=False)
+        master.hold_back.set()
+        await until(lambda: master.pages[-1].last)
+        assert [(page.question, page.after) for page in master.pages] == [(7, 0), (8, 0), (8, 30)]
+        assert len(master.pages[-1].fragments) == 30
 
 
 async def test_an_empty_disk_is_listed_too(tmp_path: Path) -> None:

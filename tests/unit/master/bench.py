@@ -182,9 +182,9 @@ def service(bench: Bench) -> ServerService:
     )  # fmt: skip
 
 
-async def report(bench: Bench, disk: int, *held: HeldFragment) -> None:
+async def report(bench: Bench, disk: int, *held: HeldFragment, question: int = 0) -> None:
     await service(bench).report_chunks(
-        PEER, ReportChunks(disk, disk, 0, held, True), memoryview(b"")
+        PEER, ReportChunks(disk, disk, 0, held, True, question), memoryview(b"")
     )
 
 

@@ -208,6 +208,28 @@ async def test_a_list_from_before_the_end_of_a_deletion_brings_nothing_back(
     assert bench.chunk(chunk).on(3) is None
 
 
+async def test_a_list_from_before_a_server_was_away_says_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """It goes on with it when it is back; what was written meanwhile is not in it."""
+    bench = Bench(4)
+    bench.reports.want((1,))
+    assert bench.ask(1)
+    old = bench.reports.question(1)
+    chunk = bench.sealed(1, 2, 3)
+    bench.reports.note_changed(chunk)
+    await bench.pass_time(70, 2, 3, 4)
+    service(bench).note_down(1)
+    bench.beat(1)
+    bench.reports.want((1,))
+    assert bench.ask(1)
+    await report(bench, 1, question=old)
+    assert len(bench.chunk(chunk).good) == 3
+    await report(bench, 1, question=bench.reports.question(1))
+    assert len(bench.chunk(chunk).good) == 2
+    assert not bench.ask(1)
+
+
 @pytest.mark.allow_logs("bad fragments")
 async def test_a_list_from_before_a_fragment_was_found_lost_does_not_bring_it_back(
     autojump_clock: MockClock,

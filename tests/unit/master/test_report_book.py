@@ -15,8 +15,39 @@ def test_disks_are_asked_once_and_again_when_they_stay_silent() -> None:
     assert book.horizon(1, 30.0) == 50
     assert book.to_ask([1, 2], 1.0 + ASK_AGAIN_S, 90) == (2,)
     assert book.horizon(2, 70.0) == 70
+    assert book.listed(2)
+    assert book.to_ask([2], 500.0, 90) == ()
+
+
+def test_a_disk_that_is_wanted_while_it_lists_is_asked_once_more() -> None:
+    """The wish may be for what has happened since."""
+    book = ReportBook()
+    book.want([1])
+    assert book.to_ask([1], 0.0, 50) == (1,)
+    first = book.question(1)
+    book.want([1], not_before=30.0)
+    assert book.to_ask([1], 1.0, 50) == ()
     assert book.listed(1)
-    assert book.to_ask([1], 500.0, 90) == ()
+    assert book.to_ask([1], 29.0, 50) == ()
+    assert book.to_ask([1], 30.0, 50) == (1,)
+    assert book.question(1) not in (0, first)
+    assert book.listed(1)
+    assert book.to_ask([1], 500.0, 50) == ()
+
+
+def test_a_disk_that_went_away_is_asked_another_question_when_it_returns() -> None:
+    book = ReportBook(77)
+    book.want([1, 2])
+    assert book.to_ask([1, 2], 0.0, 50) == (1, 2)
+    one, two = book.question(1), book.question(2)
+    assert {one, two} == {77, 78}
+    assert book.to_ask([1, 2], ASK_AGAIN_S, 60) == (1, 2)
+    assert book.question(1) == one
+    book.gone(1)
+    assert book.question(1) == 0
+    book.want([1])
+    book.to_ask([1], 100.0, 70)
+    assert book.question(1) == 79
 
 
 def test_a_disk_is_not_asked_before_its_time() -> None:
