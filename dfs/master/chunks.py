@@ -219,8 +219,10 @@ def release_session(txn: Writer, session: SessionId, limit: int) -> int:
     ids = [second_id(key) for key, _ in _first(rows, limit)]
     for chunk_id in ids:
         chunk = get_chunk(txn, chunk_id)
-        if chunk is None:
-            raise _broken(chunk_id)
+        if chunk is None or chunk.state is not ChunkState.OPEN or chunk.owner != session:
+            # Damage must not keep a master from its start; fsck mends what else is wrong.
+            txn.delete(chunk_by_session_key(session, chunk_id))
+            continue
         if chunk.live == 0:
             give_up(txn, chunk)
             continue

@@ -3,6 +3,7 @@
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from dfs.core.chunk import ChunkState
 from dfs.master import commands, invariants
@@ -234,6 +235,29 @@ def test_a_lost_record_of_a_chunk_is_made_anew_of_what_disks_hold(rig: Rig) -> N
         False,
         False,
     )
+
+
+@pytest.mark.parametrize("damage", ["its record is lost", "it is no longer open"])
+def test_a_damaged_open_chunk_keeps_no_master_from_its_start(rig: Rig, damage: str) -> None:
+    """It gives up what the last one had under way; and sessions end that had chunks open."""
+    placement = commands.Placement(1, 2, (4, 5, 6))
+    targets = [
+        rig.state.apply(commands.AllocateTarget(rig.tick(), 1, placement)).chunk for _ in range(2)
+    ]
+    mine = rig.chunk()
+    batch: dict[bytes, bytes | None] = {}
+    for number in (targets[0], mine):
+        chunk = keys.get_chunk(rig.store, number)
+        assert chunk is not None
+        sealed = keys.encode(replace(chunk, state=ChunkState.SEALED, owner=0))
+        batch[keys.chunk_key(number)] = None if "lost" in damage else sealed
+    rig.store.write(batch)
+    rig.state.apply(commands.StartMaster(rig.tick(), 100))
+    rig.close_session()
+    other = keys.get_chunk(rig.store, targets[1])
+    assert other is not None
+    assert other.state is ChunkState.DOOMED
+    assert repair(rig) == []
 
 
 def test_damage_upon_damage_comes_to_an_end(rig: Rig) -> None:
