@@ -40,6 +40,13 @@ async def rebuild(
         stored = await _held(disk, header, request.length, rate)
         if stored is not None:
             return RebuiltFragment(stored, 0)
+        there = disk.catalog.get(request.chunk)
+        if request.keep and there is not None and there.index != request.index:
+            raise FragmentError(
+                f"disk {disk.path} holds fragment {there.index} of chunk {request.chunk}, which is "
+                f"not replaced by fragment {request.index} while older metadata are in use",
+                hint="see dfs admin confirm-restore",
+            )
         sources = Sources(
             pool, workers, request.chunk, Redundancy(request.k, request.m), request.sources,
             index=header.content_index,

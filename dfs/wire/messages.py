@@ -1198,13 +1198,15 @@ class RebuildFragment(Message, frozen=True):
     record's checksums are verified, a decoded block's raw checksum too, and the new fragment is
     durable when the reply comes. What the disk held of the chunk before (this fragment, another,
     an open one) is replaced only then, in one step; so the same disk may be asked to mend its own
-    fragment, and be one of the sources. Idempotent: a whole sealed fragment of this index that is
-    there and passes its checksums is left as it is. A DeleteFragments that comes meanwhile wins.
+    fragment, and be one of the sources. With `keep` another fragment of the chunk is not replaced.
+    Idempotent: a whole sealed fragment of this index that is there and passes its checksums is left
+    as it is. A DeleteFragments that comes meanwhile wins.
 
     `length` is the chunk's: the fragment ends with the block that holds its last byte.
 
     Raises FragmentError where too few sources can be read or are whole (its message says what
-    each answered), NoSpaceError, DiskError: nothing has changed then.
+    each answered), or what is there is to be kept; NoSpaceError, DiskError: nothing has changed
+    then.
     """
 
     disk: DiskId
@@ -1216,6 +1218,8 @@ class RebuildFragment(Message, frozen=True):
     sources: tuple[FragmentSource, ...]
     rate: int = 0
     """Bytes a second read from sources; 0: no bound but that clients go first."""
+    keep: bool = False
+    """The metadata may be older than what the disk holds."""
 
 
 class RebuiltFragment(Message, frozen=True):

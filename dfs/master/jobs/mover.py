@@ -17,6 +17,7 @@ from dfs.core.chunk import Chunk, ChunkState, DiskState, FragmentState
 from dfs.core.errors import DfsError, FragmentError, NoSpaceError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.policy import Spread
+from dfs.master.backup import hold
 from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
 from dfs.master.fragments import REPORTED
 from dfs.master.jobs.context import JobContext
@@ -91,7 +92,9 @@ class Mover:
         if here is not None and here.state is not FragmentState.GOOD:
             state = liveness.state(here.disk)
             takes = state in (DiskState.UP, DiskState.UNSTEADY)
-            if takes and here.state is FragmentState.LOST:
+            # Of metadata that were restored, a disk may have another fragment there by now.
+            held = hold.is_held(self._context.reader)
+            if takes and here.state is FragmentState.LOST and not held:
                 return here.disk
             if takes or (state is DiskState.FULL and here.disk not in full):
                 mendable = here.disk
@@ -181,8 +184,9 @@ class Mover:
                     hint="bring back the servers that hold the others, see dfs admin chunks",
                 )
             request = RebuildFragment(
-                disk, chunk.chunk, index, chunk.k, chunk.m, chunk.length, sources
-            )
+                disk, chunk.chunk, index, chunk.k, chunk.m, chunk.length, sources,
+                keep=hold.is_held(self._context.reader),
+            )  # fmt: skip
             involved = [disk, *(source.disk for source in sources)]
             self._busy.update(involved)
             try:

@@ -89,6 +89,7 @@ class Grid:
         sources: Sequence[int] | None = None,
         chunk: int = 7,
         timeout_s: float = 20,
+        keep: bool = False,
     ) -> RebuiltFragment:
         """Fragment `index`, on node `index` or `on`, from the others (fragment i on node i)."""
         node = self.nodes[index if on is None else on]
@@ -96,7 +97,7 @@ class Grid:
             sources = [each for each in range(redundancy.width) if each != index]
         request = RebuildFragment(
             node.number, chunk, index, redundancy.k, redundancy.m, length,
-            tuple(self.nodes[each].source(each) for each in sources),
+            tuple(self.nodes[each].source(each) for each in sources), keep=keep,
         )  # fmt: skip
         return await self.pool.call(node.address, request, RebuiltFragment, timeout_s=timeout_s)
 

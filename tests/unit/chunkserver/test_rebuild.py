@@ -301,6 +301,23 @@ async def test_what_the_disk_held_of_the_chunk_is_replaced(tmp_path: Path, held:
         assert [(each.index, each.length) for each in await node.disk.held([7])] == [(2, TOTAL)]
 
 
+async def test_another_fragment_of_the_chunk_is_kept_where_the_metadata_may_be_older(
+    tmp_path: Path,
+) -> None:
+    async with grid(tmp_path, 7) as servers:
+        whole = await servers.store(LENGTHS, CODED)
+        node = servers.nodes[6]
+        await store(node.disk, LENGTHS, header(7, 5, CODED), seal=True)
+        before = node.file.read_bytes()
+        with pytest.raises(FragmentError, match="holds fragment 5 of chunk 7"):
+            await servers.rebuild(2, CODED, TOTAL, on=6, sources=range(6), keep=True)
+        assert node.file.read_bytes() == before
+        # Its own it mends.
+        flip_bits(servers.nodes[2].file, Random(1), start=1000)
+        await servers.rebuild(2, CODED, TOTAL, keep=True)
+        assert servers.nodes[2].file.read_bytes() == whole[2]
+
+
 async def test_a_whole_fragment_is_left_as_it_is(tmp_path: Path) -> None:
     async with grid(tmp_path, 3) as servers:
         await servers.store(LENGTHS, WHOLE)

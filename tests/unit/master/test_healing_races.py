@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from dfs.core.chunk import DiskState, FragmentState
 from dfs.core.errors import FileSystemError, FragmentError, NoSpaceError, UnavailableError
 from dfs.master import job_table
-from dfs.master.commands import ForgetDisks, MarkStale, StartJob
+from dfs.master.commands import CompleteRestore, ForgetDisks, MarkStale, StartJob
 from dfs.master.jobs.board import SAVE_EVERY_S, JobBoard, RunningJob
 from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.membership import DiskKeeper
@@ -264,6 +264,22 @@ async def test_what_is_known_to_be_damaged_is_never_taken_back(autojump_clock: M
     assert bench.servers.deleted == {(3, chunk)}
     assert get_counters(bench.rig.store).stale == 0
     bench.rig.check()
+
+
+async def test_a_restored_master_has_no_fragment_put_in_the_place_of_another(
+    autojump_clock: MockClock,
+) -> None:
+    """The backup says that the disk has index 2; since then it was given index 1."""
+    bench = Bench(5)
+    chunk = bench.sealed(1, 2, 3)
+    bench.mark(chunk, 3, FragmentState.LOST)
+    mover = Mover(bench.context)
+    assert mover.target(bench.chunk(chunk), 2) == 3
+    bench.journal.append(CompleteRestore(bench.rig.tick(), 1, 0, 1, 0))
+    disk = mover.target(bench.chunk(chunk), 2)
+    assert disk in (4, 5)
+    await mover.make(bench.chunk(chunk), 2, disk)
+    assert [request.keep for request in bench.servers.rebuilds] == [True]
 
 
 # ------------------------------------------------------------------ written anew
