@@ -123,7 +123,11 @@ class _Reader:
                 end = min(_end(part), header.raw_end)
                 if begin < end:
                     raw = raw or self._decode(block)
-                    pieces.append(raw[begin - header.raw_offset : end - header.raw_offset])
+                    piece = raw[begin - header.raw_offset : end - header.raw_offset]
+                    if len(piece) < PACK_BYTES:
+                        # It may wait for others of its block: not with all that was around it.
+                        piece = memoryview(bytes(piece))
+                    pieces.append(piece)
                 if _end(part) > header.raw_end:
                     break
                 number += 1

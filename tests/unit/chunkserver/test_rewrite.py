@@ -130,6 +130,31 @@ async def test_live_bytes_come_over_in_order_into_any_redundancy(
             assert await read_chunk(servers, target, indexes) == wanted
 
 
+@pytest.mark.parametrize("redundancy", [WHOLE, CODED], ids=str)
+async def test_what_waits_for_its_block_to_be_filled_holds_no_others_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redundancy: Redundancy
+) -> None:
+    """A few live bytes of each of many blocks: hundreds of megabytes, for one block."""
+    waiting: list[int] = []
+    cut = Cutter.cut
+
+    def seen(self: Cutter, pieces: Sequence[memoryview]) -> list[list[memoryview]]:
+        done = cut(self, pieces)
+        waiting.append(sum(memoryview(piece.obj).nbytes for piece in self._packed))
+        return done
+
+    monkeypatch.setattr(Cutter, "cut", seen)
+    async with grid(tmp_path, redundancy.width) as servers:
+        await servers.store(LENGTHS, redundancy)
+        starts = [sum(LENGTHS[:number]) for number in (0, 2, 3, 4, 6, 7, 9)]
+        parts = [RewritePart(start + 100, 10) for start in starts]
+        await rewrite(servers, [source(servers, redundancy, parts)], redundancy)
+        copy = await read_chunk(servers, redundancy, range(redundancy.width))
+        assert copy == live_bytes(parts)
+    assert len(waiting) > 2
+    assert max(waiting) == 10 * len(parts)
+
+
 async def test_compression_is_that_of_the_request(tmp_path: Path) -> None:
     whole = (RewritePart(0, TOTAL),)
     sizes = []
