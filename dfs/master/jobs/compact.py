@@ -287,16 +287,16 @@ class Sweep:
             with ExitStack() as claims:
                 free = [n for n in group.chunks if claims.enter_context(context.claims.chunk(n))]
                 found = [await self._portion(number) for number in free]
-                portions = [portion for portion in found if portion is not None]
-                portions = list(_that_fit(portions))
-                if not portions:
-                    return
-                terms = Terms(bound=job.bound, upkeep=True)
-                done = await self._rewriter.rewrite(portions, policy, terms)
-            bill.moved = done.stored
-        job.moved(len(portions) - len(done.failed), done.moved)
-        if done.failure is not None:
-            self._fail(done.failed, str(done.failure))
+                wanted = [portion for portion in found if portion is not None]
+                if portions := list(_that_fit(wanted)):
+                    terms = Terms(bound=job.bound, upkeep=True)
+                    done = await self._rewriter.rewrite(portions, policy, terms)
+                    bill.moved = done.stored
+                    job.moved(len(portions) - len(done.failed), done.moved)
+                    if done.failure is not None:
+                        self._fail(done.failed, str(done.failure))
+        if left := wanted[len(portions) :]:
+            self._fail([portion.chunk.chunk for portion in left], "they did not fit in any more")
         if busy := [number for number in group.chunks if number not in free]:
             self._fail(busy, "other work has them in hand")
 

@@ -238,9 +238,8 @@ class Mover:
         context.reports.note_changed(chunk_id)
         if context.journal.append(PlaceFragment(context.now_ns(), chunk_id, index, disk)):
             return
-        chunk = get_chunk(context.reader, chunk_id)
-        if chunk is None or chunk.state is ChunkState.DOOMED:
-            # Removed meanwhile: nobody else will tell this disk.
+        if self._is_nobodys(chunk_id, disk) and not hold.is_held(context.reader):
+            # Removed or moved away meanwhile: nobody else will tell this disk.
             try:
                 await context.pool.call(
                     address,
@@ -251,6 +250,14 @@ class Mover:
             except DfsError:
                 self._want_report(disk)
         raise FragmentError(f"chunk {chunk_id} has changed while fragment {index} was made")
+
+    def _is_nobodys(self, number: ChunkId, disk: DiskId) -> bool:
+        """What was made on a disk in vain will never count."""
+        chunk = get_chunk(self._context.reader, number)
+        if chunk is None or chunk.state is ChunkState.DOOMED:
+            return True
+        # In the place of one that a RETIRED chunk has there, it is as good as that was.
+        return chunk.state is ChunkState.RETIRED and chunk.on(disk) is None
 
     def _want_report(self, disk: DiskId) -> None:
         context = self._context

@@ -120,13 +120,17 @@ class PurgeFragments:
             more.append(disk)
 
     def _is_useless(self, chunk_id: ChunkId) -> bool:
-        """A stale fragment is kept while its chunk is not whole on disks that are alive."""
+        """A stale fragment is kept while its chunk is not whole on disks that are alive.
+
+        A RETIRED chunk is not made whole again: that it can be read will do.
+        """
         reader = self._context.reader
         chunk = get_chunk(reader, chunk_id)
         if chunk is None or chunk.state is ChunkState.DOOMED:
             return not chunk_reports.needed(reader, (chunk_id,))
         # Not those from which a master that has just begun has heard nothing yet.
-        return available(chunk, self._context.liveness.serves) >= chunk.width
+        enough = chunk.k if chunk.state is ChunkState.RETIRED else chunk.width
+        return available(chunk, self._context.liveness.serves) >= enough
 
     async def _delete(self, place: DiskLocation, chunks: list[ChunkId]) -> bool:
         request = DeleteFragments(place.disk, tuple(chunks))

@@ -137,8 +137,8 @@ class Bench:
         now, next_chunk = trio.current_time(), get_counters(self.rig.store).next_chunk
         return self.reports.to_ask((disk,), now, next_chunk) == (disk,)
 
-    def sealed(self, *disks: DiskId) -> ChunkId:
-        """A chunk in a file, with a copy on each of three disks."""
+    def sealed(self, *disks: DiskId, used: int = LENGTH) -> ChunkId:
+        """A chunk in a file (its first `used` bytes), with a copy on each of three disks."""
         rig = self.rig
         (chunk,) = rig.state.apply(
             AllocateChunks(
@@ -146,7 +146,7 @@ class Bench:
             )
         )
         number = chunk.chunk
-        rig.commit(self.ino, (number * LENGTH, LENGTH, number, 0))
+        rig.commit(self.ino, (number * LENGTH, used, number, 0))
         rig.state.apply(SealChunk(rig.tick(), rig.session, rig.next_sequence(), number, LENGTH))
         return number
 
