@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.benchmarks.peers import enclosure, plot
-from scripts.benchmarks.peers.results import ColumnResult, Results, begin_column
+from scripts.benchmarks.peers.results import ColumnResult, Results
 from scripts.benchmarks.peers.rows import BY_NAME
 from scripts.benchmarks.peers.scene import Sizes
 from scripts.benchmarks.peers.system import Column, System, missing
@@ -39,17 +39,17 @@ def main() -> int:
     rows = choose_rows(args.rows)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it is told to stop either way
     args.out.mkdir(parents=True, exist_ok=True)
-    results = Results.begin(args.scale, args.repeat)
+    results = Results.begin(args.scale, args.repeat, args.turns)
     try:
-        for system, column in chosen:
-            result = begin_column(system.name, column, system.programs)
-            results.columns.append(result)
-            if lacking := missing(system.programs):
-                result.errors["start"] = lacking
-                print(f"  {column.title}: left out: {lacking}", file=sys.stderr)
-            else:
-                measure(result, rows, args)
-            results.save(args.out / "peers.json")
+        for _ in range(args.turns):
+            for system, column in chosen:
+                result = results.column(system.name, column, system.programs)
+                if lacking := missing(system.programs):
+                    result.errors["start"] = lacking
+                    print(f"  {column.title}: left out: {lacking}", file=sys.stderr)
+                else:
+                    measure(result, rows, args)
+                results.save(args.out / "peers.json")
     except KeyboardInterrupt:
         print("peers: stopped; what was measured is kept", file=sys.stderr)
         finish(results, args.out)
@@ -70,6 +70,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--repeat", type=_count, default=3, help="times that rates are measured (3); medians count"
+    )
+    parser.add_argument(
+        "--turns",
+        type=_count,
+        default=1,
+        help="times that all columns are measured, in turns (1): where the machine is not idle",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("bench-results"), help="where results go: bench-results"
@@ -143,7 +149,7 @@ def measure(result: ColumnResult, rows: Sequence[str], args: argparse.Namespace)
         result.errors["all"] = str(error)
         print(f"    {error}", file=sys.stderr)
     finally:
-        result.seconds = round(time.monotonic() - begun, 1)
+        result.seconds += round(time.monotonic() - begun, 1)
         if figures.exists():
             result.take(figures.read_text())
         if args.keep and (work / "logs").exists():

@@ -75,10 +75,11 @@ class Results(msgspec.Struct):
     python: str
     scale: float
     repeat: int
+    turns: int = 1
     columns: list[ColumnResult] = []
 
     @classmethod
-    def begin(cls, scale: float, repeat: int) -> "Results":
+    def begin(cls, scale: float, repeat: int, turns: int = 1) -> "Results":
         pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         return cls(
             at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -88,7 +89,24 @@ class Results(msgspec.Struct):
             python=platform.python_version(),
             scale=scale,
             repeat=repeat,
+            turns=turns,
         )
+
+    def column(self, system: str, column: Column, programs: tuple[Program, ...]) -> ColumnResult:
+        """What is known of a column: nothing yet, in the first turn."""
+        for known in self.columns:
+            if known.name == column.name:
+                return known
+        made = ColumnResult(
+            column.name,
+            column.title,
+            system,
+            column.redundancy,
+            versions={each.package: found for each in programs if (found := each.version())},
+            judged=column.judged,
+        )
+        self.columns.append(made)
+        return made
 
     @property
     def uncertain(self) -> bool:
@@ -104,15 +122,3 @@ class Results(msgspec.Struct):
     @classmethod
     def load(cls, path: Path) -> "Results":
         return msgspec.json.decode(path.read_bytes(), type=cls)
-
-
-def begin_column(system: str, column: Column, programs: tuple[Program, ...]) -> ColumnResult:
-    versions = {program.package: version for program in programs if (version := program.version())}
-    return ColumnResult(
-        column.name,
-        column.title,
-        system,
-        column.redundancy,
-        versions=versions,
-        judged=column.judged,
-    )

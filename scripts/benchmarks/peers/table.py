@@ -17,9 +17,10 @@ def markdown(results: Results) -> str:
 
 
 def _heading(results: Results) -> str:
+    times = results.repeat * results.turns
     lines = [
         f"{results.at}; {results.cpus} processors, {results.memory_gib:g} GiB, {results.machine}, "
-        f"Python {results.python}; scale {results.scale:g}, the median of {results.repeat}."
+        f"Python {results.python}; scale {results.scale:g}, the median of {times}."
     ]
     if results.uncertain:
         lines.append(

@@ -127,6 +127,16 @@ def test_what_was_measured_before_a_sudden_end_is_kept(tmp_path: Path) -> None:
     assert Results.load(tmp_path / "peers.json") == document
 
 
+def test_turns_add_to_the_same_column() -> None:
+    document = results()
+    ((system, known),) = command.choose_columns("ceph")
+    for value in (1.0, 3.0, 2.0):
+        measured = document.column(system.name, known, ())
+        measured.take(json.dumps({"row": "write", "value": value, "others": 0.0}))
+    (measured,) = document.columns
+    assert measured.figures["write"].median == 2.0
+
+
 def test_the_table_marks_uncertain_figures_and_names_what_failed() -> None:
     ours, theirs = column("dfs-3", write=110, text=0.7), column("seaweedfs-3", write=50, text=0.8)
     theirs.figures["write"].others = 0.9
