@@ -39,6 +39,10 @@ STOP_TIMEOUT_S: Final = 15.0
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _ports_given: set[int] = set()
+_RUN: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_RUNS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS: Final = range(15000 + _RUN, 32000, _RUNS)
+"""Outside the range of outgoing connections; tests that run side by side have each their own."""
 
 
 def _die_with_parent() -> None:
@@ -53,9 +57,9 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port nobody uses or was given, outside the range of outgoing connections: stays free."""
+    """A port nobody uses or was given: it stays free."""
     for _ in range(200):
-        port = random.SystemRandom().randrange(15000, 32000)
+        port = random.SystemRandom().choice(_PORTS)
         if port in _ports_given:
             continue
         with socket.socket() as probe:
