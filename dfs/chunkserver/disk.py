@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -344,11 +344,11 @@ class Disk:
                 self._forget(fragment)
             fragment.unpin()
 
-    async def sync(self, chunks: Sequence[ChunkId]) -> None:
+    async def sync(self, lengths: Mapping[ChunkId, int]) -> None:
         """Make fragments durable, all at the same time.
 
         Raises:
-            FragmentError: one is not here.
+            FragmentError: one is not here, or ends before its length.
             DiskError: the disk has failed.
         """
         errors: list[DfsError] = []
@@ -358,14 +358,20 @@ class Disk:
                 fragment = await self.fragment(chunk)
                 try:
                     await fragment.sync()
+                    # A power cut may have taken what was acknowledged before it.
+                    fragment.file.check_reaches(lengths[chunk])
                 finally:
                     fragment.unpin()
             except DfsError as error:
                 errors.append(error)
 
-        names = {chunk: self.catalog.get(chunk) for chunk in chunks}
+        names = {chunk: self.catalog.get(chunk) for chunk in lengths}
         # Sealed ones are durable.
-        unsure = [chunk for chunk, name in names.items() if name is None or name.length is None]
+        unsure = [
+            chunk
+            for chunk, name in names.items()
+            if name is None or name.length is None or name.length < lengths[chunk]
+        ]
         if len(unsure) == 1:
             await sync_one(unsure[0])
         else:

@@ -352,6 +352,14 @@ class FragmentFile:
             raise
         self._fd = fd
 
+    def check_reaches(self, length: int) -> None:
+        """Raises FragmentError where it does not hold the first `length` raw bytes of its chunk."""
+        if self.index.length < length:
+            raise FragmentError(
+                f"{_describe(self._name)} is short: it ends at {self.index.length}, "
+                f"and has to reach {length}"
+            )
+
     def sync(self) -> None:
         """Make all that was appended durable, and the file's name."""
         _sync_data(self._fd)
@@ -372,11 +380,7 @@ class FragmentFile:
             FragmentError: the fragment does not reach `length`.
         """
         index = self.index
-        if index.length < length:
-            raise FragmentError(
-                f"{_describe(self._name)} is short: it ends at {index.length}, "
-                f"and was to be sealed at {length}"
-            )
+        self.check_reaches(length)
         if self.sealed:
             return
         self.check_present(index.file_end)

@@ -173,9 +173,12 @@ class ChunkService:
     async def sync(self, _: Peer, request: SyncFragments, payload: memoryview) -> Empty:
         disk = self.disk(request.disk)
         _check_count(len(request.chunks))
+        lengths = request.lengths or (0,) * len(request.chunks)
+        if len(lengths) != len(request.chunks):
+            raise ProtocolError(f"{len(lengths)} lengths of {len(request.chunks)} fragments")
         disk.traffic.begin()
         try:
-            await disk.sync(request.chunks)
+            await disk.sync(dict(zip(request.chunks, lengths, strict=True)))
         finally:
             disk.traffic.end()
         return Empty()

@@ -358,7 +358,7 @@ class OpenChunk:
             try:
                 await self._pool.call(
                     stream.disk.address,
-                    SyncFragments(stream.disk.disk, (self.chunk,)),
+                    SyncFragments(stream.disk.disk, (self.chunk,), (length,)),
                     Empty,
                     timeout_s=SYNC_TIMEOUT_S,
                 )

@@ -1144,10 +1144,16 @@ class RecordsReply(Message, frozen=True):
 
 
 class SyncFragments(Message, frozen=True):
-    """fdatasync these chunks' fragments (and the directory entries they need)."""
+    """fdatasync these chunks' fragments (and the directory entries they need).
+
+    Raises FragmentError where one ends before the raw length that it had been acknowledged with: a
+    power cut may have taken its end meanwhile.
+    """
 
     disk: DiskId
     chunks: tuple[ChunkId, ...]
+    lengths: tuple[int, ...] = ()
+    """How far each of them has to reach; none: as far as it does."""
 
 
 class SealFragment(Message, frozen=True):

@@ -312,12 +312,12 @@ async def test_a_sync_is_shared_by_all_who_wait(tmp_path: Path) -> None:
         await store(disk, [10])
         async with trio.open_nursery() as nursery:
             for _ in range(50):
-                nursery.start_soon(disk.sync, [7])
+                nursery.start_soon(disk.sync, dict.fromkeys([7], 0))
         assert threads.calls.count("sync") == 1
-        await disk.sync([7])
+        await disk.sync(dict.fromkeys([7], 0))
         assert threads.calls.count("sync") == 1
         await disk.append(header(), batch(encode([10, 10])[1:], 1))
-        await disk.sync([7, 7])
+        await disk.sync(dict.fromkeys([7, 7], 0))
         assert threads.calls.count("sync") == 2
 
 
@@ -327,11 +327,11 @@ async def test_an_append_that_is_to_be_durable_takes_one_turn_of_a_thread(tmp_pa
         await disk.append(header(), batch(records[:1]))
         threads.calls.clear()
         await disk.append(header(), batch(records[1:2], 1), sync=True)
-        await disk.sync([7])
+        await disk.sync(dict.fromkeys([7], 0))
         assert threads.calls == ["append"]
         # What comes after it is not durable by that.
         await disk.append(header(), batch(records[2:3], 2))
-        await disk.sync([7])
+        await disk.sync(dict.fromkeys([7], 0))
         assert threads.calls == ["append", "append", "sync"]
 
 
@@ -355,7 +355,7 @@ async def test_what_was_there_before_a_restart_is_synced_too(tmp_path: Path) -> 
         await store(disk, [10])
         await store(disk, [10], header(8), seal=True)
     async with opened(tmp_path, workers=(threads := CountingThreads())) as disk:
-        await disk.sync([7, 8])
+        await disk.sync(dict.fromkeys([7, 8], 0))
         assert threads.calls.count("sync") == 1
 
 
@@ -363,7 +363,7 @@ async def test_syncing_what_is_not_there_is_refused(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
         await store(disk, [10])
         with pytest.raises(FragmentError, match=r"no fragment of chunk (9|10)"):
-            await disk.sync([7, 9, 10])
+            await disk.sync(dict.fromkeys([7, 9, 10], 0))
 
 
 async def test_sealing_survives_a_restart(tmp_path: Path) -> None:
@@ -641,7 +641,7 @@ async def test_a_failed_sync_fails_the_disk_for_all_who_wait(tmp_path: Path) -> 
 
         async def sync() -> None:
             try:
-                await disk.sync([7])
+                await disk.sync(dict.fromkeys([7], 0))
             except DiskError as error:
                 refused.append(str(error))
 

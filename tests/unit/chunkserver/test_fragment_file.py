@@ -300,7 +300,7 @@ def test_sealing_at_zero_keeps_nothing(tmp_path: Path) -> None:
 
 def test_sealing_beyond_the_end_is_refused(tmp_path: Path) -> None:
     file = create(tmp_path, [1000])
-    with pytest.raises(FragmentError, match="short: it ends at 1000, and was to be sealed at 1001"):
+    with pytest.raises(FragmentError, match="short: it ends at 1000, and has to reach 1001"):
         file.seal(1001, Claims())
     assert not file.sealed
     file.close()

@@ -125,6 +125,22 @@ async def test_who_asks_for_it_is_answered_when_what_he_appended_is_on_the_disk(
         assert synced == ["0000000000000007-00.open"]
 
 
+async def test_what_a_power_cut_took_is_not_on_the_disk_for_sure(tmp_path: Path) -> None:
+    """A server that comes back does not know what it had acknowledged; its client does."""
+    records = encode([1000, 3])
+    async with serving(tmp_path) as peer:
+        await append(peer, records)
+        await peer.call(SyncFragments(DISK, (7,), (1003,)), Empty, timeout_s=10)
+    (file,) = files(tmp_path)
+    os.truncate(file, file.stat().st_size - 1)
+    async with serving(tmp_path) as peer:
+        await peer.call(SyncFragments(DISK, (7,), (1000,)), Empty, timeout_s=10)
+        with pytest.raises(FragmentError, match="is short: it ends at 1000, and has to reach 1003"):
+            await peer.call(SyncFragments(DISK, (7,), (1003,)), Empty, timeout_s=10)
+        with pytest.raises(ProtocolError, match="2 lengths of 1 fragments"):
+            await peer.call(SyncFragments(DISK, (7,), (1, 2)), Empty, timeout_s=10)
+
+
 async def test_a_whole_chunk_is_written_in_parallel_and_read_in_big_pieces(
     real_disk_path: Path,
 ) -> None:

@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from dfs.chunkserver import fragment_file
 from dfs.client import Client
 from dfs.core.chunk import ChunkState
-from dfs.core.errors import LostChangesError
+from dfs.core.errors import DfsError, LostChangesError
 from dfs.wire.calls import Wake
 from dfs.wire.messages import Appended, Applied, JobState, Message
 from tests.simulation.world import LEASE_S
@@ -116,6 +116,27 @@ async def test_what_was_published_before_is_brought_to_disk_too(
             assert asked == {"SyncFragments": 3, "SyncBarrier": 1}
             await world.cut_power()
         assert await client.read_file("/a") == b"one"
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+async def test_what_power_cuts_took_of_the_servers_is_not_synced(
+    tmp_path: Path, autojump_clock: MockClock, cut: int
+) -> None:
+    """They do not know any more what they had acknowledged."""
+    async with running(tmp_path) as (world, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(b"one")
+            await file.flush()
+            for server, name in world.fragments()[:cut]:
+                await world.crash(server)
+                (path,) = (world.root / server).rglob(str(name))
+                os.truncate(path, path.stat().st_size - 1)
+            await world.mend()
+            if cut == 1:
+                await file.fsync()
+            else:
+                with pytest.raises(DfsError, match="on 1 disks for sure, 2 are needed"):
+                    await file.fsync()
 
 
 async def test_a_loss_is_told_also_where_there_is_something_new_to_write(
