@@ -32,6 +32,8 @@ DELETE_BATCH: Final = 256
 DROP_BATCH: Final = 64
 """Fragments that one command forgets."""
 DISKS_AT_ONCE: Final = 8
+AGAIN_S: Final = 5.0
+"""With nothing to do and nothing changed, all disks are gone through again after so long."""
 DELETE_TIMEOUT_S: Final = 60.0
 
 
@@ -64,6 +66,10 @@ class PurgeFragments:
     def __init__(self, context: JobContext) -> None:
         self._context = context
         self._limit = trio.CapacityLimiter(DISKS_AT_ONCE)
+        self._in_vain: tuple[int, int, int] | None = None
+        """How things stood when there was nothing to do."""
+        self._look_at = 0.0
+        """When all disks are gone through again, though nothing has changed."""
         self._after: dict[DiskId, ChunkId] = {}
         """How far each disk's rows have been worked off: the store would have to step over all
         rows that were deleted lately. Forgotten at the end of the rows, to begin anew."""
@@ -74,6 +80,9 @@ class PurgeFragments:
         counters = get_counters(reader)
         if not (counters.chunks_doomed or counters.stale) or hold.is_held(reader):
             return False
+        seen = (counters.chunks_doomed, counters.stale, self._context.liveness.version)
+        if seen == self._in_vain and trio.current_time() < self._look_at:
+            return False
         more: list[DiskId] = []
         async with trio.open_nursery() as nursery:
             for place in self._context.liveness.serving():
@@ -83,6 +92,9 @@ class PurgeFragments:
                 else:
                     self._after.pop(place.disk, None)
                 await trio.lowlevel.checkpoint()
+        # Rows of disks that are away may be there for long, and disks by the thousand.
+        self._in_vain = None if more else seen
+        self._look_at = trio.current_time() + AGAIN_S
         return bool(more)
 
     async def _delete_batch(self, place: DiskLocation, more: list[DiskId]) -> None:

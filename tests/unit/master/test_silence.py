@@ -9,6 +9,7 @@ from dfs.master.jobs.board import JobBoard
 from dfs.master.jobs.drain import Drain
 from dfs.master.jobs.membership import DiskKeeper
 from dfs.master.jobs.mover import Mover
+from dfs.master.jobs.purge import AGAIN_S, PurgeFragments
 from dfs.master.jobs.repair import Repair
 from dfs.master.jobs.scrub import Scrub
 from dfs.master.keyspace import get_counters
@@ -119,3 +120,37 @@ async def test_a_drain_that_only_lacks_servers_not_heard_yet_says_so(
     reply, _ = await Drain(bench.context, Mover(bench.context)).plan(StartJob("drain", disks=(1,)))
     assert "wait for server 4 at 10.0.0.4:9421" in reply.refusal
     assert "add" not in reply.refusal
+
+
+async def test_rows_of_disks_that_are_away_keep_no_others_from_being_deleted(
+    autojump_clock: MockClock,
+) -> None:
+    """Nothing is looked through again at once, but for what is new or has its time."""
+    bench = Bench(5)
+    first, second = bench.sealed(1, 2, 3), bench.sealed(1, 2, 3)
+    purge = PurgeFragments(bench.context)
+    assert bench.place(first, 2, 4)
+    await bench.pass_time(70, 1, 2, 4, 5)
+    assert not await purge.run_once()
+    assert not bench.servers.deleted
+    assert bench.place(second, 0, 4)
+    bench.beat(3)
+    assert await purge.run_once()
+    assert bench.servers.deleted == {(3, first), (1, second)}
+
+
+async def test_a_stale_fragment_is_deleted_soon_after_its_chunk_is_whole(
+    autojump_clock: MockClock,
+) -> None:
+    bench = Bench(4)
+    chunk = bench.sealed(1, 2, 3)
+    assert bench.place(chunk, 2, 4)
+    bench.mark(chunk, 1, FragmentState.LOST)
+    purge = PurgeFragments(bench.context)
+    while await purge.run_once():
+        pass
+    assert not bench.servers.deleted
+    bench.mark(chunk, 1, FragmentState.GOOD)
+    await bench.pass_time(AGAIN_S, 1, 2, 3, 4)
+    assert await purge.run_once()
+    assert bench.servers.deleted == {(3, chunk)}
