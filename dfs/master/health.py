@@ -43,6 +43,11 @@ class Counts(msgspec.Struct, frozen=True):
     at_risk: int = 0
     lost: int = 0
 
+    @property
+    def bad(self) -> int:
+        """Those that are not healthy."""
+        return self.degraded + self.at_risk + self.lost
+
 
 def available(chunk: Chunk, alive: Callable[[DiskId], bool]) -> int:
     """Different fragments of a chunk that can be read now."""
@@ -80,8 +85,12 @@ class _Tally:
 
     def counts(self, chunks: int) -> Counts:
         """`chunks`: all OPEN and SEALED ones. What changed during the count may be in it twice."""
-        bad = self.degraded + self.at_risk + self.lost + self.empty
-        return Counts(max(0, chunks - bad), self.degraded, self.at_risk, self.lost)
+        healthy = max(0, chunks - self.bad - self.empty)
+        return Counts(healthy, self.degraded, self.at_risk, self.lost)
+
+    @property
+    def bad(self) -> int:
+        return self.degraded + self.at_risk + self.lost
 
 
 class Health:
@@ -112,12 +121,18 @@ class Health:
                 if most is not None and looked_at > most:
                     self.is_prompt = False
                     return False
+                if tally.bad > self.counts.bad:
+                    # It takes its time, and people should know as soon as possible.
+                    self.counts = tally.counts(self._held())
                 await pause()
         self.is_prompt = looked_at <= PROMPT_CHUNKS
-        counters = get_counters(self._reader)
-        held = counters.chunks - counters.chunks_doomed - counters.chunks_retired
-        self.counts = tally.counts(held)
+        self.counts = tally.counts(self._held())
         return True
+
+    def _held(self) -> int:
+        """Chunks that hold data, or may soon."""
+        counters = get_counters(self._reader)
+        return counters.chunks - counters.chunks_doomed - counters.chunks_retired
 
     def _slices(self, prefix: bytes) -> Iterator[list[bytes]]:
         """The keys that begin with `prefix`. Between two slices the store may change."""

@@ -84,16 +84,17 @@ class PurgeFragments:
         if seen == self._in_vain and trio.current_time() < self._look_at:
             return False
         more: list[DiskId] = []
+        begin_anew = False
         async with trio.open_nursery() as nursery:
             for place in self._context.liveness.serving():
                 after = self._after.get(place.disk, 0)
                 if fragments.doomed_on(self._context.reader, place.disk, after, 1):
                     nursery.start_soon(self._delete_batch, place, more)
-                else:
-                    self._after.pop(place.disk, None)
+                elif self._after.pop(place.disk, None) is not None:
+                    begin_anew = True
                 await trio.lowlevel.checkpoint()
         # Rows of disks that are away may be there for long, and disks by the thousand.
-        self._in_vain = None if more else seen
+        self._in_vain = None if more or begin_anew else seen
         self._look_at = trio.current_time() + AGAIN_S
         return bool(more)
 

@@ -88,7 +88,7 @@ async def test_a_count_that_has_to_look_at_too_much_gives_up() -> None:
     health = Health(txn, lambda: (1,))
     assert not await health.count(trio.lowlevel.checkpoint, most=SLICE_CHUNKS)
     assert not health.is_prompt
-    assert health.counts == Counts()
+    assert health.counts == Counts(healthy=SLICE_CHUNKS, at_risk=SLICE_CHUNKS)
     assert await health.count(trio.lowlevel.checkpoint)
     assert health.is_prompt
 
@@ -116,3 +116,21 @@ async def test_a_long_count_lets_others_in() -> None:
     assert await health.count(pause)
     assert health.counts.lost == SLICE_CHUNKS * 2 + 5
     assert pauses == 3
+
+
+async def test_a_long_count_tells_of_what_it_has_found_so_far() -> None:
+    txn = Transaction(MemoryStore())
+    for _ in range(SLICE_CHUNKS * 2):
+        sealed(txn, 1, 1, 1, 2)
+    seen: list[int] = []
+
+    async def pause() -> None:
+        seen.append(health.counts.at_risk)
+        await trio.lowlevel.checkpoint()
+
+    health = Health(txn, lambda: (1,))
+    assert await health.count(pause)
+    assert seen == [SLICE_CHUNKS, 2 * SLICE_CHUNKS]
+    seen.clear()
+    assert await health.count(pause)
+    assert seen == [2 * SLICE_CHUNKS, 2 * SLICE_CHUNKS]
