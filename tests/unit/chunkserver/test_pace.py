@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from dfs.chunkserver.pace import QUIET_S, YIELD_MOST_S, Rate, Traffic
+from dfs.chunkserver.pace import APART_S, AT_WORK_S, QUIET_S, YIELD_MOST_S, Rate, Traffic
 from dfs.core.redundancy import Redundancy
 from dfs.wire.messages import (
     Append,
@@ -73,6 +73,24 @@ async def test_a_turn_waits_for_clients_and_a_moment_more(
         await trio.sleep(0.01)
         await traffic.turn()
         assert trio.current_time() - begun == pytest.approx(0.08 + QUIET_S * 1.5)
+
+
+async def test_while_clients_are_at_work_steps_are_apart_also_in_their_pauses(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    traffic = Traffic()
+
+    async def ten_steps() -> float:
+        begun = trio.current_time()
+        for _ in range(10):
+            await traffic.turn()
+        return trio.current_time() - begun
+
+    assert await ten_steps() == 0
+    traffic.touch()
+    assert await ten_steps() == pytest.approx(9 * APART_S + QUIET_S)
+    await trio.sleep(AT_WORK_S)
+    assert await ten_steps() == 0
 
 
 async def test_all_background_work_together_gets_one_step_now_and_then_under_busy_clients(
