@@ -13,7 +13,7 @@ from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
 from dfs.cli.locating import AT_RISK, DEGRADED, HEALTHY, LOST, STYLES, describe_chunk, disk_state
 from dfs.cli.names import show
-from dfs.core.space import Space, divide
+from dfs.core.space import divide
 
 if TYPE_CHECKING:
     from dfs.client import Client
@@ -113,7 +113,7 @@ def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[
         "capacity": status.capacity,
         "used": status.used,
         "free": status.free,
-        "space": msgspec.structs.asdict(_space(status)),
+        "space": msgspec.structs.asdict(divide(status)),
         "inodes": status.inodes,
         "live": status.live,
         "chunks": {
@@ -167,20 +167,9 @@ def status_command(json: Json = False) -> int:
     return run(body)
 
 
-def _space(status: "StatusReply") -> Space:
-    return divide(
-        status.capacity,
-        status.used,
-        status.free,
-        live=status.live,
-        length=status.length,
-        redundancy=status.redundancy,
-    )
-
-
 def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
     verdict = _verdict(status)
-    space = _space(status)
+    space = divide(status)
     live = render.human(status.live)
     purge = f", {status.purge_queue} being deleted" if status.purge_queue else ""
     if status.chunks_retired:

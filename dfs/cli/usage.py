@@ -175,14 +175,7 @@ def df(human: Human = False, json: Json = False) -> int:
 
     async def body(client: "Client") -> int:
         stats = await client.meta.statfs()
-        space = divide(
-            stats.capacity,
-            stats.used,
-            stats.free,
-            live=stats.live,
-            length=stats.length,
-            redundancy=stats.redundancy,
-        )
+        space = divide(stats)
         if json:
             render.emit_json(
                 {

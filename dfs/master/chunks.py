@@ -262,9 +262,11 @@ def add_live(txn: Writer, chunk_id: ChunkId, change: int, end: int = 0) -> None:
     if chunk is None or is_gone or chunk.live + change < 0:
         raise _broken(chunk_id)
     now = replace(chunk, live=chunk.live + change)
-    if chunk.state is ChunkState.OPEN:
-        now = replace(now, length=max(chunk.length, end))
-    put_counters(txn, replace(_resized(counters, chunk, now), live=counters.live + change))
+    counters = replace(counters, live=counters.live + change)
+    if chunk.state is ChunkState.OPEN and end > chunk.length:
+        now = replace(now, length=end)
+        counters = _resized(counters, chunk, now)
+    put_counters(txn, counters)
     if chunk.state is ChunkState.SEALED and now.live == 0:
         (_retire if now.rewritten_s else doom)(txn, now)
     else:
