@@ -110,7 +110,7 @@ class Nodes:
         """`name` in `parent` is `inode`, as the master has just said when it was `asked`."""
         inode = self._learn(inode)
         if self._delegations.child(parent, name) is None:
-            self.cache.learn_name(parent, name, inode.ino)
+            self.cache.learn_name(parent, name, inode.ino, asked)
         else:
             # What is known of a directory of this mount's own is newer than any answer.
             self.cache.note_name(parent, name, inode.ino)

@@ -328,6 +328,25 @@ async def test_names_do_not_wait_long_for_servers_that_do_not_take_the_bytes(
         assert client.files.get(late.ino) is None
 
 
+async def test_many_batches_do_not_each_wait_for_servers_that_do_not_take_the_bytes(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Else the directory is taken away before all of them are told."""
+    async with own_directory(tmp_path) as (world, _, vfs, other, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        for number in range(8):
+            # What different users do is not told together.
+            make(vfs, ino, b"%d" % number, b"bytes", (ROOT, USER)[number % 2])
+        with trio.fail_after(14):
+            names = [entry.name async for entry in other.scandir("/d")]
+        assert sorted(names) == [b"%d" % number for number in range(8)]
+        world.network.heal()
+        with trio.fail_after(60):
+            while {await other.read_file(f"/d/{number}") for number in range(8)} != {b"bytes"}:
+                await trio.sleep(1)
+
+
 @pytest.mark.allow_logs("bytes of inode .* are lost")
 async def test_bytes_that_no_server_takes_are_reported(
     tmp_path: Path, autojump_clock: MockClock

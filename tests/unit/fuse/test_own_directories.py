@@ -63,6 +63,24 @@ async def test_a_name_removed_here_does_not_come_back_with_an_older_answer(tmp_p
         assert vfs.cached_child(directory, b"file") is None
 
 
+async def test_nor_does_one_of_a_directory_that_all_share(tmp_path: Path) -> None:
+    removed = trio.Event()
+
+    async def slow(request: Message) -> None:
+        if isinstance(request, Lookup) and request.name == b"file":
+            await removed.wait()
+
+    async with mounted(tmp_path, ttl_s=1000) as (vfs, other, directory):
+        await other.write_file("/d/file", b"data")
+        async with trio.open_nursery() as nursery:
+            with intercepted(vfs.client, after=slow):
+                nursery.start_soon(vfs.lookup, directory, b"file", ROOT)
+                await trio.sleep(0.1)
+            await vfs.unlink(directory, b"file", ROOT)
+            removed.set()
+        assert not vfs.cached_child(directory, b"file")
+
+
 async def test_a_name_that_is_too_long_is_not_just_absent(tmp_path: Path) -> None:
     async with mounted(tmp_path, ttl_s=1000) as (vfs, _, directory):
         await hold(vfs.client, directory)
