@@ -92,7 +92,7 @@ async def _fill(
 
     async def write(blocks: list[Block]) -> None:
         batch = await workers.run(_restore, blocks, sources)
-        await disk.traffic.turn()
+        await disk.traffic.turn(len(batch.payload))
         await arrival.append(batch)
 
     await one_ahead(read(), write)

@@ -102,7 +102,7 @@ class ChunkService:
         )
         batch = Batch(request.first_block, request.blocks, payload)
         if request.background:
-            await disk.traffic.turn()
+            await disk.traffic.turn(len(payload))
             reached = await disk.append(header, batch, sync=request.sync, upkeep=True)
         else:
             disk.traffic.begin()
@@ -145,7 +145,7 @@ class ChunkService:
             disk.traffic.end()
 
     async def _read_in_background(self, disk: Disk, request: ReadRecords) -> ReplyResult:
-        await disk.traffic.turn()
+        await disk.traffic.turn(request.length)
         return await self._read_slowly(disk, request)
 
     async def _read_slowly(self, disk: Disk, request: ReadRecords) -> ReplyResult:

@@ -89,6 +89,11 @@ async def test_while_clients_are_at_work_steps_are_apart_also_in_their_pauses(
     assert await ten_steps() == 0
     traffic.touch()
     assert await ten_steps() == pytest.approx(9 * APART_S + QUIET_S)
+    begun = trio.current_time()
+    traffic.touch()
+    for _ in range(1000):
+        await traffic.turn(4096)
+    assert trio.current_time() - begun < 3 * APART_S
     await trio.sleep(AT_WORK_S)
     assert await ten_steps() == 0
 
