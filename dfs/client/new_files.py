@@ -12,6 +12,7 @@ those of any file; for a while what is written to new files then takes the ordin
 `close` waits. Bytes that are lost are reported as lost names are.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Sequence
@@ -170,7 +171,8 @@ class NewFiles:
             new.end()
             await file.flush()
         except DfsError as error:
-            if file.new is new or (new.closed and file.handles == 1):
+            unwanted = new.closed and error.errno in (errno.ENOENT, errno.ESTALE)
+            if not unwanted and (file.new is new or (new.closed and file.handles == 1)):
                 log.warning("%d bytes of inode %d are lost: %s", len(new.data), file.ino, error)
                 self._files.meta.delegations.log.note_lost(file.ino, error)
             if file.new is new:

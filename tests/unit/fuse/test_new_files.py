@@ -347,6 +347,21 @@ async def test_many_batches_do_not_each_wait_for_servers_that_do_not_take_the_by
                 await trio.sleep(1)
 
 
+async def test_bytes_of_a_file_that_was_removed_again_are_no_loss(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, _, vfs, other, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        make(vfs, ino, b"a", b"bytes")
+        assert vfs.unlink_here(ino, b"a", ROOT)
+        with trio.fail_after(14):
+            assert [entry async for entry in other.scandir("/d")] == []
+        world.network.heal()
+        await trio.sleep(60)
+        await vfs.fsyncdir(ROOT_INODE)
+
+
 @pytest.mark.allow_logs("bytes of inode .* are lost")
 async def test_bytes_that_no_server_takes_are_reported(
     tmp_path: Path, autojump_clock: MockClock
