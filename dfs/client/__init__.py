@@ -24,7 +24,7 @@ Metadata: `meta` (inode-level calls, changes batched) on `session` (sequence num
 Explaining: `fact_finding` (asks everybody about a file) -> `diagnosis` (pure: what that means).
 
 Own directories: `delegations` (how they come and go) on `own_directories` (what is done there),
-told later by `write_behind`; `new_files`: the bytes of small files go along.
+told later by `write_behind`; `new_files`: the bytes of small files (each a `new_file`) go along.
 
 Reading: `open_files` -> `open_file` (one per inode) -> `extent_map` -> `reader` and `block_cache`
 -> `fetcher` (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports`
@@ -33,7 +33,8 @@ of bad ones.
 Writing: `open_file` -> `writer` (the `pieces` of one file, its `append_queue`) -> `chunk_writers`,
 `chunk_writer` (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk) ->
 `streams` (a run of blocks on its way to them); `avoidance` of disks that failed; a `ticket` says
-where written bytes are, `unsynced` what of it may not be on disks yet.
+where written bytes are, `unsynced` what of it may not be on disks yet, `published` (asks the
+master) what a file has of it.
 
 Small tools: `interval_map`, `together` (tasks that fail as one), `workers` (threads),
 `remote_paths`.

@@ -202,6 +202,7 @@ class Client(PathOperations):
         """Return when everything this client has written, and changed, is on disks."""
         # What is told late may bring bytes along.
         await self.meta.delegations.log.all_settled()
+        await self.files.new_files.settled()
         await self.writers.sync()
         await self.meta.sync()
 

@@ -7,9 +7,11 @@ bytes in the same request: nobody, and no crash of this client, sees the name wi
 So a `close` need not wait. Whatever has the log told (a recall, a question, an fsync of the
 directory, the end) publishes the bytes too.
 
-Where the disks do not take them in a moment, the names go on without, and the bytes follow as
-those of any file; for a while what is written to new files then takes the ordinary way, on which a
-`close` waits. Bytes that are lost are reported as lost names are.
+Where the disks do not take them in a moment, the names go on without. The bytes follow, however
+long that takes, since programs may have been told that all is well; they are published only where
+nobody has written to the file meanwhile. Until they are, and for a while, what is written to new
+files takes the ordinary way, on which a `close` waits, so there are never many. Bytes that are lost
+are reported as lost names are.
 """
 
 import errno
@@ -20,13 +22,14 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from dfs.core.errors import DfsError
-from dfs.core.ids import InodeId, PolicyId
+from dfs.client import published
+from dfs.client.new_file import NewFile
+from dfs.core.errors import DfsError, FileSystemError, SessionError
+from dfs.core.ids import PolicyId
 from dfs.core.inode import Extent, Inode
-from dfs.wire.messages import Access, Cred
+from dfs.wire.messages import Access, Commit, Cred
 
 if TYPE_CHECKING:
-    from dfs.client.open_file import OpenFile
     from dfs.client.open_files import OpenFiles
     from dfs.client.ticket import Ticket
 
@@ -34,45 +37,12 @@ STORE_S: Final = 5.0
 """So long names wait for their bytes: well within the time that a recall may take."""
 NOT_AGAIN_S: Final = 30.0
 """So long after a failure no file is closed before its bytes are published."""
+_FOLLOW_AGAIN_S: Final = 2.0
+"""After an attempt to publish bytes after their file."""
+_VERSION: Final = 0
+"""Of a file to which nobody has ever written."""
 
 log = logging.getLogger(__name__)
-
-
-class NewFile:
-    """What was written to a file that the master has not heard of, from its beginning on.
-
-    Changed under the log's lock while its Create is in the log, and not after.
-    """
-
-    __slots__ = ("_ended", "closed", "cred", "data", "extent", "file", "time_ns")
-
-    def __init__(self, file: "OpenFile", cred: Cred) -> None:
-        self.file = file
-        self.cred = cred
-        """Whose rights it is made, and written, with."""
-        self.data = bytearray()
-        self.time_ns = 0
-        """When it was written to last."""
-        self.closed = False
-        """Its only handle is closed, and given back when the bytes are published."""
-        self.extent: Extent | None = None
-        """Where the disks have the bytes."""
-        self._ended: trio.Event | None = None
-
-    @property
-    def ino(self) -> InodeId:
-        return self.file.ino
-
-    async def ended(self) -> None:
-        """Return when the bytes are published, taken over, or lost."""
-        if self._ended is None:
-            self._ended = trio.Event()
-        await self._ended.wait()
-
-    def end(self) -> None:
-        """They are, and the file says so."""
-        if self._ended is not None:
-            self._ended.set()
 
 
 class NewFiles:
@@ -83,10 +53,14 @@ class NewFiles:
     def __init__(self, files: "OpenFiles") -> None:
         self._files = files
         self._not_before = 0.0
+        self._following: dict[NewFile, None] = {}
+        """Whose names are told, and whose bytes are not."""
 
     @property
     def allowed(self) -> bool:
         """Whether the disks took what they were given lately. From any thread."""
+        if self._following:
+            return False
         return not self._not_before or time.monotonic() >= self._not_before
 
     async def store(self, files: Sequence[NewFile]) -> "list[Ticket]":
@@ -131,55 +105,140 @@ class NewFiles:
 
     def published(self, new: NewFile, inode: Inode) -> None:
         """The master has the file and its bytes."""
+        self._take_up(new, inode, new.file.version)
+        self._end(new)
+
+    def _take_up(self, new: NewFile, inode: Inode, since: int, *, known: bool = True) -> None:
+        """The file has its bytes; `known`: by the change that made it of version `since`."""
         file = new.file
         assert new.extent is not None
         # Without an await, so that readers see the bytes in one place or the other; and the
         # attributes first, for those in other threads.
-        file.committed(inode, [new.extent], 1, file.version)
+        file.committed(inode, [new.extent] if known else None, 1, since)
         file.new = None
-        self._end(new)
 
     def unpublished(self, new: NewFile) -> None:
         """The master has the file, and not its bytes."""
+        new.extent = None
         try:
             self._files.nursery.start_soon(self._follow, new)
         except RuntimeError:
             # The client is closing, and what follows comes too late.
-            log.warning("%d bytes of inode %d are lost: it is closed", len(new.data), new.ino)
+            self._note_lost(new, SessionError("the client is closed"))
             self.lost(new)
+        else:
+            self._following[new] = None
 
     def lost(self, new: NewFile) -> None:
         """The master does not have the file: who made it is told of that."""
+        self._forget(new)
+        self._end(new)
+
+    def _forget(self, new: NewFile) -> None:
         new.file.new = None
         new.file.epoch += 1
-        self._end(new)
 
     def _end(self, new: NewFile) -> None:
         new.end()
         if new.closed:
             self._files.forget_handle(new.file)
 
+    # ---------------------------------------------------------------- bytes that follow
+
+    def keep(self, new: NewFile) -> bool:
+        """The last handle of a file is closed: it is given back when its bytes are published.
+
+        False: they do not follow.
+        """
+        if new not in self._following:
+            return False
+        new.closed = True
+        return True
+
+    async def settled(self) -> None:
+        """Return when no bytes follow. Raises DfsError, as `on_unavailable` says."""
+        deadline = self._files.meta.link.patience().deadline
+        for new in list(self._following):
+            await new.ended(deadline)
+
     async def _follow(self, new: NewFile) -> None:
-        """Publish bytes after their file, as `on_unavailable` says."""
-        file = new.file
+        """Publish bytes after their file, as soon as that can be."""
+        meta = self._files.meta
         try:
-            if new.closed:
-                # The program may, and has its answer: that the mode forbids to write is no matter.
-                await self._files.meta.open(file.ino, Access.WRITE, cred=Cred(0, 0))
-            await file.open_writer()
-            file.take_over(new)
-            new.end()
-            await file.flush()
-        except DfsError as error:
-            unwanted = new.closed and error.errno in (errno.ENOENT, errno.ESTALE)
-            if not unwanted and (file.new is new or (new.closed and file.handles == 1)):
-                log.warning("%d bytes of inode %d are lost: %s", len(new.data), file.ino, error)
-                self._files.meta.delegations.log.note_lost(file.ino, error)
-            if file.new is new:
-                self.lost(new)
-                return
-            # Whoever else has it open tries again.
-            if new.closed and file.handles == 1 and file.writer is not None:
-                file.writer.discard()
+            while True:
+                try:
+                    await self._publish(new)
+                    break
+                except DfsError as error:
+                    if meta.session.closed or _is_final(error):
+                        if not (new.closed and error.errno == errno.ENOENT):
+                            self._note_lost(new, _why(error, new))
+                        self._forget(new)
+                        break
+                    log.info("%d bytes of inode %d follow: %s", len(new.data), new.ino, error)
+                    new.fail(error)
+                await trio.sleep(_FOLLOW_AGAIN_S)
+        except trio.Cancelled:
+            self._note_lost(new, SessionError("the client is closed"))
+            raise
+        finally:
+            del self._following[new]
+        new.end()
         if new.closed:
-            self._files.let_go(file)
+            self._files.let_go(new.file)
+
+    async def _publish(self, new: NewFile) -> None:
+        """Raises DfsError: try again, unless it is final."""
+        file, meta = new.file, self._files.meta
+        # The program may, and has its answer: that the mode forbids to write is no matter.
+        await meta.open(file.ino, Access.WRITE, cred=Cred(0, 0))
+        since = file.version
+        if new.extent is not None:
+            # A commit was sent, and its answer never came.
+            inode = await published.find(meta, file.ino, [new.extent])
+            if inode is not None:
+                self._take_up(new, inode, since, known=False)
+                return
+            new.extent = None
+        writer = await self._files.writers.of(file.inode.policy)
+        ticket = await writer.submit([memoryview(new.data)])
+        try:
+            await ticket.wait()
+            ((chunk, offset),) = ticket.places
+            new.extent = Extent(0, len(new.data), chunk, offset)
+            for opened, end in ticket.ends.items():
+                self._files.writers.unsynced.note(new.ino, opened, end)
+            # A time that somebody has set since stays.
+            mtime_ns = (await meta.get_inode(file.ino)).mtime_ns
+            time_ns = new.time_ns if mtime_ns == new.made_ns else mtime_ns
+            op = Commit(file.ino, (new.extent,), mtime_ns=time_ns, version=_VERSION)
+            inode = await meta.do(op, cred=new.cred)
+        except DfsError as error:
+            if isinstance(error, FileSystemError):
+                new.extent = None
+            if isinstance(error, SessionError) or error.errno == errno.ESTALE:
+                ticket.abandon()
+            raise
+        finally:
+            ticket.settle()
+        assert inode is not None
+        self._take_up(new, inode, since)
+
+    def _note_lost(self, new: NewFile, error: DfsError) -> None:
+        log.warning("%d bytes of inode %d are lost: %s", len(new.data), new.ino, error)
+        self._files.meta.delegations.log.note_lost(new.ino, error)
+
+
+def _is_final(error: DfsError) -> bool:
+    """Whether the master refuses the bytes themselves, and not the chunk that they are in."""
+    return isinstance(error, FileSystemError) and error.errno != errno.ESTALE
+
+
+def _why(error: DfsError, new: NewFile) -> DfsError:
+    if error.errno != errno.ECANCELED:
+        return error
+    return DfsError(
+        f"the {len(new.data)} bytes that were written to inode {new.ino} when it was made are not "
+        "in it: others have written to it since",
+        hint="write it again, if it shall have them",
+    )

@@ -12,7 +12,7 @@ import trio
 from dfs.client.extent_map import ExtentMap
 from dfs.client.fetcher import StaleExtentError
 from dfs.client.interval_map import Span
-from dfs.client.new_files import NewFile
+from dfs.client.new_file import NewFile
 from dfs.client.together import together
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, LostChangesError, from_wire
@@ -271,11 +271,16 @@ class OpenFile:
         self.epoch += 1
 
     async def _new_published(self) -> None:
-        """Return when the bytes of a new file are published, or taken over."""
+        """Return when the bytes of a new file are published, taken over, or lost.
+
+        Raises DfsError where the disks do not take them, as `on_unavailable` says.
+        """
+        meta = self._files.meta
+        deadline = meta.link.patience().deadline
         while self.new is not None:
-            await self._files.meta.delegations.log.settled((self.ino,))
+            await meta.delegations.log.settled((self.ino,))
             if self.new is not None:
-                await self.new.ended()
+                await self.new.ended(deadline)
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
@@ -338,7 +343,8 @@ class OpenFile:
         await self.go_on_alone()
         barrier = self._files.meta.barrier
         answered: dict[int, int] | None = barrier.answered()
-        if self.writer is None and self._files.writers.unsynced.of(self.ino):
+        unsynced = self._files.writers.unsynced
+        if self.writer is None and (unsynced.of(self.ino) or unsynced.of_any()):
             # Of an earlier open.
             await self.open_writer()
         if self.writer is None or not await self.writer.sync():

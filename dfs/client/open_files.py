@@ -48,7 +48,7 @@ class OpenFiles:
         self.nursery = nursery
         self._open: dict[InodeId, OpenFile] = {}
         self._locks: dict[InodeId, tuple[trio.Lock, int]] = {}
-        meta.delegations.log.new_files = NewFiles(self)
+        self.new_files = meta.delegations.log.new_files = NewFiles(self)
         self.releases = 0
         """Inodes released so far."""
         self.on_commit: Callable[[Inode, int, int], None] | None = None
@@ -91,13 +91,16 @@ class OpenFiles:
         """Publish what was written (or `discard` it), and give a handle back.
 
         Raises:
-            DfsError: what was written could not be published, and is given up.
+            DfsError: what was written could not be published, and is given up, but for what a
+                program was told of that all is well.
         """
         try:
             if not discard:
                 await file.flush()
         finally:
-            file.handles -= 1
+            # What follows its name goes on doing so, and gives the handle back then.
+            if file.handles > 1 or file.new is None or not self.new_files.keep(file.new):
+                file.handles -= 1
             if not file.handles:
                 if file.writer is not None:
                     file.writer.discard()
@@ -159,14 +162,21 @@ class OpenFiles:
 
     async def flush(self) -> None:
         """Publish what all open files hold. Raises the first DfsError, after trying all."""
-        failure: DfsError | None = None
-        for file in list(self._open.values()):
+        failures: list[DfsError] = []
+
+        async def flush(file: OpenFile) -> None:
             try:
                 await file.flush()
             except DfsError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                failures.append(error)
+
+        # All at once: each may wait as long as `on_unavailable` says.
+        async with trio.open_nursery() as nursery:
+            for file in list(self._open.values()):
+                if file.dirty or file.lost is not None:
+                    nursery.start_soon(flush, file)
+        if failures:
+            raise failures[0]
 
     def _session_replaced(self) -> None:
         """The new session has nothing open: open it all again."""

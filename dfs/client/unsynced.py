@@ -2,7 +2,8 @@
 
 A file may be synced through another open than the one that wrote to it, so this outlives both.
 Bounded: of files that were written to long ago it is forgotten which they were; then an fsync of
-any file syncs their chunks too, which is more than it needs.
+any file syncs their chunks too, which is more than it needs. Where one cannot be synced, the master
+is asked whether the file has bytes there: else that is no matter of this file's.
 """
 
 from collections import OrderedDict
@@ -23,6 +24,8 @@ class Unsynced:
         self._files: OrderedDict[InodeId, Ends] = OrderedDict()
         self._of_any: Ends = {}
         """Of files that are not known any more."""
+        self.failed: set[OpenChunk] = set()
+        """Of these, chunks that could not be synced."""
 
     def note(self, ino: InodeId, chunk: OpenChunk, end: int) -> None:
         """Bytes of the file lie in the chunk, before `end`."""
@@ -39,7 +42,11 @@ class Unsynced:
     def _forget(self, ends: Ends) -> None:
         for chunk, end in ends.items():
             self._of_any[chunk] = max(end, self._of_any.get(chunk, 0))
+        self._forget_synced()
+
+    def _forget_synced(self) -> None:
         self._of_any = _left(self._of_any)
+        self.failed.intersection_update(self._of_any)
 
     def of(self, ino: InodeId) -> Ends:
         """How far each chunk has to be on the disks for the file's bytes to be there."""
@@ -48,10 +55,12 @@ class Unsynced:
             self._files[ino] = ends
         else:
             self._files.pop(ino, None)
-        self._of_any = _left(self._of_any)
-        for chunk, end in self._of_any.items():
-            ends = {**ends, chunk: max(end, ends.get(chunk, 0))}
         return ends
+
+    def of_any(self) -> Ends:
+        """The same, of files that were written to long ago: this may be one of them."""
+        self._forget_synced()
+        return dict(self._of_any)
 
 
 def _left(ends: Ends) -> Ends:

@@ -20,7 +20,7 @@ from msgspec.structs import replace as changed
 
 from dfs.client.barrier import Barrier
 from dfs.client.master_link import MasterLink
-from dfs.client.new_files import NewFile, NewFiles
+from dfs.client.new_file import NewFile
 from dfs.client.retry import OnUnavailable, Patience
 from dfs.client.session import Session
 from dfs.core.block import BLOCK_BYTES
@@ -29,6 +29,7 @@ from dfs.core.ids import InodeId
 from dfs.wire import messages as m
 
 if TYPE_CHECKING:
+    from dfs.client.new_files import NewFiles
     from dfs.client.open_file import OpenFile
     from dfs.client.ticket import Ticket
 

@@ -12,16 +12,18 @@ piece in `overlay` is buffered, pending, or has a ticket.
 import errno
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import trio
 
+from dfs.client import published
 from dfs.client.append_queue import AppendQueue
 from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta
-from dfs.client.pieces import Piece, appended_extents, extents_of, share_bytes, shifted
+from dfs.client.open_chunk import OpenChunk
+from dfs.client.pieces import Piece, appended_extents, extents_of, shifted
 from dfs.client.ticket import Ticket
 from dfs.client.unsynced import Unsynced
 from dfs.core.block import BLOCK_BYTES
@@ -519,7 +521,11 @@ class FileWriter:
                 raise
             extents = appended_extents(attempt.ticket, attempt.length)
             since = self._owner.version
-            inode = await self._find(attempt.mark, extents) if attempt.in_doubt else None
+            inode = (
+                await published.find(self._meta, self._ino, extents, attempt.mark)
+                if attempt.in_doubt
+                else None
+            )
             placed: list[Extent] | None = None
             synced = False
             if inode is None:
@@ -537,7 +543,7 @@ class FileWriter:
                         attempt.in_doubt = not isinstance(error, FileSystemError)
                         raise
                     # Its reply may have been lost, and then the session.
-                    inode = await self._find(attempt.mark, extents)
+                    inode = await published.find(self._meta, self._ino, extents, attempt.mark)
                     if inode is None:
                         attempt.ticket.abandon()
                         if self._attempt is attempt:
@@ -577,33 +583,33 @@ class FileWriter:
             ticket.settle()  # given up meanwhile
         return attempt
 
-    async def _find(self, mark: AppendMark, extents: Sequence[Extent]) -> Inode | None:
-        """The inode, if it has an append's mark, or bytes of it somewhere, and would by now.
-
-        Of many clients it does not keep the marks, and the master may move bytes elsewhere.
-        """
-        await self._meta.session.settle()
-        after = 0
-        while True:
-            reply = await self._meta.extents(self._ino, after)
-            if mark in reply.inode.appends or any(
-                share_bytes(found, wanted) for found in reply.extents for wanted in extents
-            ):
-                return reply.inode
-            if not reply.more or not reply.extents:
-                return None
-            after = reply.extents[-1].end
-
     async def sync(self) -> bool:
         """Commit, and make durable on the disks all that this client committed to the file.
 
         Whether the commit is on the master's disk too; where it is not, a barrier brings it there.
         """
         synced = self.dirty and await self._done(self._ask(partial=True, sync=True))
-        for chunk, end in self._holder.unsynced.of(self._ino).items():
-            if chunk.synced_length < end:
-                await self._chunks.sync_chunk(chunk)
+        unsynced = self._holder.unsynced
+        for ends in (unsynced.of(self._ino), unsynced.of_any()):
+            for chunk, end in ends.items():
+                if chunk.synced_length < end:
+                    await self._sync_chunk(chunk)
         return synced
+
+    async def _sync_chunk(self, chunk: OpenChunk) -> None:
+        """Raises DfsError where that cannot be, and the file has bytes there."""
+        unsynced = self._holder.unsynced
+        if chunk in unsynced.failed and not await self._is_in(chunk):
+            return
+        try:
+            await self._chunks.sync_chunk(chunk)
+        except DfsError:
+            unsynced.failed.add(chunk)
+            if await self._is_in(chunk):
+                raise
+
+    async def _is_in(self, chunk: OpenChunk) -> bool:
+        return await published.refers_to(self._meta, self._ino, chunk.chunk)
 
     def discard(self) -> None:
         """Give up all that is not committed. A commit under way may still take effect."""

@@ -52,9 +52,14 @@ def written(ctx: Context, inode: Inode, *, mtime_ns: int | None = None) -> Inode
 
 
 def commit(ctx: Context, op: Commit) -> Inode:
-    """Raises, beside the refusals of `regular_file` and `extents.check`, EACCES and EFBIG."""
+    """Raises, beside the refusals of `regular_file` and `extents.check`, EACCES and EFBIG.
+
+    ECANCELED where `op.version` says what the file was to be like, and it is not.
+    """
     inode = regular_file(ctx, op.ino)
     sessions.require_data(ctx, inode, WRITE)
+    if op.version is not None and op.version != inode.version:
+        raise refuse(errno.ECANCELED, f"inode {inode.ino} has been written to meanwhile")
     check_time(op.mtime_ns)
     base = inode.size if op.append else 0
     extents.check(ctx.txn, ctx.session, op.extents, base)

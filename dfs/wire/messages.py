@@ -199,6 +199,7 @@ class Commit(Op, frozen=True, tag=15):
     `append` the extents' offsets and `size` are relative to the end of the file at commit. The
     session must own the open chunks named, or they must be sealed. Sets mtime and ctime to now, or
     mtime to `mtime_ns`; clears set-id bits unless uid 0. The inode keeps the `mark` of an append.
+    With `version`, only a file whose bytes are of that version is changed (else ECANCELED).
     """
 
     ino: InodeId
@@ -207,6 +208,7 @@ class Commit(Op, frozen=True, tag=15):
     mtime_ns: int | None = None
     append: bool = False
     mark: AppendMark | None = None
+    version: int | None = None
 
 
 class PunchHole(Op, frozen=True, tag=16):

@@ -361,7 +361,8 @@ class Vfs(Tree, Directories, ExtendedAttributes):
     def flush_here(self, handle: FileHandle) -> bool:
         """As `flush`, where there is nothing to wait for, and nothing to say. From any thread."""
         file, log = handle.file, self._delegations.log
-        if file.dirty and (file.new is None or log.crowded):
+        allowed = self._files.new_files.allowed
+        if file.dirty and (file.new is None or log.crowded or not allowed):
             return False
         return not log.has_lost
 

@@ -15,7 +15,7 @@ from outcome import Outcome, Value
 from trio.testing import MockClock
 
 from dfs.chunkserver import fragment_file
-from dfs.client import Client
+from dfs.client import Client, unsynced
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import DfsError, LostChangesError
 from dfs.wire.calls import Wake
@@ -231,3 +231,49 @@ async def test_bytes_whose_chunk_is_the_masters_meanwhile_are_no_loss(
             await file.fsync()
             await client.sync()
         assert (await client.read_file("/a")).lower() == b"one"
+
+
+@pytest.mark.allow_logs("is suspect")
+async def test_a_chunk_that_cannot_be_synced_matters_to_the_files_that_have_bytes_there_only(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where so many files were written to since that it is forgotten which those are."""
+    monkeypatch.setattr(unsynced, "_FILES_MAX", 2)
+    async with running(tmp_path, servers=7, on_unavailable="wait:5s") as (world, client):
+        await client.write_file("/old", b"bytes")
+        (chunk,) = await chunks_of(client, "/old")
+        gone = [server for server, name in world.fragments() if name.chunk == chunk]
+        for server in gone:
+            await world.crash(server)
+        for number in range(4):
+            await client.write_file(f"/{number}", b"bytes")
+        assert chunk not in await chunks_of(client, "/3")
+        async with await client.open("/new", "w") as new, await client.open("/old", "a") as old:
+            await new.write(b"bytes")
+            await new.fsync()
+            await new.write(b"bytes")
+            with trio.fail_after(2):
+                await new.fsync()
+            await old.write(b"more")
+            with pytest.raises(DfsError):
+                await old.fsync()
+            for server in gone:
+                await world.start_host(server)
+            await old.fsync()
+            assert not client.writers.unsynced.of_any()
+
+
+@pytest.mark.allow_logs("is suspect")
+async def test_a_chunk_that_cannot_be_synced_does_not_matter_to_a_file_that_was_overwritten(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path, servers=7, on_unavailable="wait:5s") as (world, client):
+        for path in ("/a", "/b"):
+            await client.write_file(path, b"bytes")
+        (chunk,) = await chunks_of(client, "/a")
+        for server, name in world.fragments():
+            if name.chunk == chunk:
+                await world.crash(server)
+        async with await client.open("/a", "w") as file:
+            await file.write(b"other")
+            await file.fsync()

@@ -15,10 +15,10 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from dfs.client import Client, write_behind
-from dfs.client.new_files import NOT_AGAIN_S, NewFile
+from dfs.client import Client, new_files, write_behind
+from dfs.client.new_file import NewFile
 from dfs.client.write_behind import NEW_BYTES_MANY, NEW_FILE_BYTES
-from dfs.core.errors import DfsError, FileSystemError
+from dfs.core.errors import DfsError, FileSystemError, UnavailableError
 from dfs.core.ids import ROOT_INODE, InodeId
 from dfs.wire.messages import Apply, CloseSession, Commit, Empty, Message, SetAttr
 from dfs_fuse.caller import Caller
@@ -27,7 +27,7 @@ from dfs_fuse.vfs import Vfs
 from tests.simulation.world import World
 from tests.unit.client.rig import hold, running
 from tests.unit.client.test_fsync import counted
-from tests.unit.client.test_safety import intercepted
+from tests.unit.client.test_safety import end_session, intercepted, is_commit
 
 ROOT = Caller(0, 0)
 USER = Caller(1001, 1001)
@@ -362,20 +362,155 @@ async def test_bytes_of_a_file_that_was_removed_again_are_no_loss(
         await vfs.fsyncdir(ROOT_INODE)
 
 
-@pytest.mark.allow_logs("bytes of inode .* are lost")
-async def test_bytes_that_no_server_takes_are_reported(
-    tmp_path: Path, autojump_clock: MockClock
+async def test_bytes_that_no_server_takes_follow_as_soon_as_one_does(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with own_directory(tmp_path, on_unavailable="wait:10s") as (world, _, vfs, _, ino):
+    monkeypatch.setattr(new_files, "NOT_AGAIN_S", 0.0)
+    async with own_directory(tmp_path, on_unavailable="wait:10s") as (world, client, vfs, other, i):
         for server in world.servers:
             world.network.partition("desk", server)
-        make(vfs, ino, b"a", b"bytes")
-        await trio.sleep(60)
+        made = make(vfs, i, b"a", b"bytes")
+        await trio.sleep(300)
         with pytest.raises(DfsError):
             await vfs.fsyncdir(ROOT_INODE)
+        await hold(client, i)
+        assert not vfs.write_here(opened(vfs, i, b"b"), 0, b"bytes"), "there would be ever more"
+        again = await vfs.open(made, BOTH, ROOT)
+        assert await vfs.read(again, 0, 10) == b"bytes"
+        with trio.fail_after(20), pytest.raises(DfsError):
+            await vfs.fsync(again)
         world.network.heal()
+        with trio.fail_after(60):
+            while await other.read_file("/d/a") != b"bytes":
+                await trio.sleep(1)
+        await vfs.write(again, 5, b" and more")
+        await vfs.fsync(again)
+        await vfs.release(again)
         await vfs.fsyncdir(ROOT_INODE)
-        await trio.sleep(NOT_AGAIN_S)
+        assert await other.read_file("/d/a") == b"bytes and more"
+        await hold(client, i)
+        assert vfs.write_here(opened(vfs, i, b"c"), 0, b"bytes")
+        await trio.sleep(5)
+        assert client.files.get(made) is None
+        world.check_metadata()
+
+
+async def test_bytes_of_a_file_that_is_closed_while_they_follow_are_not_given_up(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path, on_unavailable="wait:10s") as (world, client, vfs, other, i):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        handle = opened(vfs, i, b"a", USER, mode=0o444)
+        assert vfs.write_here(handle, 0, b"bytes")
+        assert vfs.flush_here(handle), "the program was told that all is well"
+        await client.meta.delegations.log.all_settled()
+        assert not vfs.flush_here(handle)
+        with suppress(DfsError):
+            await vfs.release(handle)
+        await trio.sleep(60)
+        world.network.heal()
+        with trio.fail_after(60):
+            while await other.read_file("/d/a") != b"bytes":
+                await trio.sleep(1)
+        await trio.sleep(5)
+        assert client.files.get(handle.ino) is None
+
+
+@pytest.mark.allow_logs("5 bytes of inode .* are lost")
+async def test_bytes_that_follow_do_not_take_the_place_of_what_others_wrote(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, client, vfs, other, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        made = make(vfs, ino, b"a", b"bytes")
+        emptied = make(vfs, ino, b"b", b"bytes")
+        await other.write_file("/d/a", b"theirs")
+        await other.truncate("/d/b", 0)
+        await other.meta.set_attr(SetAttr(made, mode=0o600))
+        world.network.heal()
+        await trio.sleep(60)
+        assert await other.read_file("/d/a") == b"theirs"
+        assert await other.read_file("/d/b") == b""
+        for lost, seen in ((made, b"theirs"), (emptied, b"")):
+            again = await vfs.open(lost, BOTH, ROOT)
+            assert await vfs.read(again, 0, 10) == seen
+            with pytest.raises(DfsError, match="others have written to it since"):
+                await vfs.fsync(again)
+            await vfs.fsync(again)
+            await vfs.release(again)
+        await trio.sleep(5)
+        assert client.files.get(made) is None
+        world.check_metadata()
+
+
+async def test_what_others_do_to_a_file_but_to_its_bytes_does_not_keep_them_from_following(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path) as (world, _, vfs, other, ino):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        made = make(vfs, ino, b"a", b"bytes")
+        await other.stat("/d/a")
+        await other.meta.set_attr(SetAttr(made, mode=0o400, uid=5, mtime_ns=7))
+        await other.rename("/d/a", "/b")
+        world.network.heal()
+        await trio.sleep(60)
+        assert await other.read_file("/b") == b"bytes"
+        assert (await other.stat("/b")).mtime_ns == 7
+        await vfs.fsyncdir(ROOT_INODE)
+
+
+async def test_bytes_whose_publishing_was_not_answered_are_not_taken_for_those_of_others(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with own_directory(tmp_path, on_unavailable="wait:10s") as (world, client, vfs, other, i):
+        for server in world.servers:
+            world.network.partition("desk", server)
+        make(vfs, i, b"a", b"bytes")
+        await client.meta.delegations.log.all_settled()
+        lost = 0
+
+        async def lose(request: Message) -> None:
+            nonlocal lost
+            if is_commit(request):
+                lost += 1
+                raise UnavailableError("the reply was lost")
+
+        with intercepted(client, after=lose):
+            world.network.heal()
+            await trio.sleep(60)
+        assert lost
+        await end_session(client)
+        with trio.fail_after(60):
+            await vfs.fsyncdir(ROOT_INODE)
+        assert await other.read_file("/d/a") == b"bytes"
+        await vfs.fsyncdir(ROOT_INODE)
+
+
+@pytest.mark.allow_logs("5 bytes of inode .* are lost")
+async def test_the_end_of_the_mount_says_what_did_not_follow(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, other):
+        await other.mkdir("/d")
+        ino = (await other.stat("/d")).ino
+        with pytest.raises(DfsError):
+            async with (
+                world.client("mounted", on_unavailable="wait:10s") as client,
+                trio.open_nursery() as nursery,
+            ):
+                client.meta.delegations.start()
+                await hold(client, ino)
+                vfs = Vfs(client, nursery, root=ROOT_INODE)
+                for server in world.servers:
+                    world.network.partition("mounted", server)
+                for number in range(50):
+                    make(vfs, ino, b"%d" % number, b"bytes")
+                await trio.sleep(60)
+                ended = trio.current_time()
+        assert trio.current_time() - ended < 60, "they wait together"
 
 
 @pytest.mark.allow_logs("was answered and is lost", "cannot be opened again")

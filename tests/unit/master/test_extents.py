@@ -105,6 +105,21 @@ def test_commit_of_the_same_mapping_again_changes_no_byte(rig: Rig, file: int, c
     rig.check()
 
 
+def test_a_commit_may_ask_for_bytes_that_nobody_has_changed(
+    rig: Rig, file: int, chunk: int
+) -> None:
+    first = Commit(file, (Extent(0, 10, chunk, 0),), version=0)
+    rig.made(SetAttr(file, mode=0o600, mtime_ns=5))
+    version = rig.made(first).version
+    rig.refuses(E.ECANCELED, first)
+    assert rig.extents(file) == [(0, 10, chunk, 0)]
+    rig.made(SetAttr(file, size=0))
+    rig.refuses(E.ECANCELED, first)
+    rig.refuses(E.ECANCELED, Commit(file, (Extent(0, 10, chunk, 0),), version=version))
+    assert rig.extents(file) == []
+    rig.check()
+
+
 def test_later_extents_of_one_commit_win(rig: Rig, file: int, chunk: int) -> None:
     rig.commit(file, (0, 10, chunk, 0), (5, 10, chunk, 10))
     assert rig.extents(file) == [(0, 5, chunk, 0), (5, 10, chunk, 10)]
