@@ -246,7 +246,6 @@ class _Walk:
         self._job.failures = 0
         async with trio.open_nursery() as nursery, aclosing(self._gathered()) as groups:
             async for group in groups:
-                self._undone.append(group)
                 await self._job.turn()
                 await limit.acquire()
                 if self.failed >= FAILED_MAX:
@@ -256,7 +255,7 @@ class _Walk:
     async def _gathered(self) -> AsyncGenerator[_Group, None]:
         scan = _Scan(self._context, self._policy.policy)
         place = self._tree.place
-        group = _Group(place)
+        group = self._begin(place)
         async with aclosing(self._tree.files()) as files:
             async for inode in files:
                 if inode.policy != self._policy.policy:
@@ -269,14 +268,24 @@ class _Walk:
                             continue
                         if not group.fits(extent):
                             yield group
-                            group = _Group(place)
+                            group = self._begin(place)
                         group.add(extent)
                         self.found += 1
                 group.files += self.found > before
                 # Of the file before the next one: that may be in the same group.
                 place = self._tree.place
+                if not group.extents:
+                    group.place = place
         if group.extents:
             yield group
+        else:
+            self._undone.remove(group)
+
+    def _begin(self, place: Place) -> _Group:
+        """A new group. Until it is carried out, the job's place is not beyond it."""
+        group = _Group(place)
+        self._undone.append(group)
+        return group
 
     async def _carry_out(self, group: _Group, limit: trio.Semaphore) -> None:
         job = self._job

@@ -162,10 +162,12 @@ class Bench:
         return self.journal.append(PlaceFragment(self.rig.tick(), chunk, index, disk, reclaim))
 
 
-def job(kind: str, *, disks: tuple[int, ...] = (), bandwidth: int = 0) -> RunningJob:
+def job(
+    kind: str, *, disks: tuple[int, ...] = (), bandwidth: int = 0, ino: int = 0, policy: int = 0
+) -> RunningJob:
     record = JobRecord(
         job=9, kind=kind, state=JobState.RUNNING, subject="", created_ns=0, disks=disks,
-        bandwidth=bandwidth, threshold=0.1,
+        bandwidth=bandwidth, threshold=0.1, ino=ino, policy=policy,
     )  # fmt: skip
     return RunningJob(record, Bucket(0))
 

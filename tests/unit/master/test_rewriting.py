@@ -8,14 +8,15 @@ from trio.testing import MockClock
 
 from dfs.core.chunk import ChunkState, FragmentState
 from dfs.core.errors import FragmentError
-from dfs.core.ids import ChunkId
+from dfs.core.ids import ROOT_INODE, SCRATCH_POLICY, ChunkId
 from dfs.master.commands import AllocateTarget, CompleteRestore, Placement, Repoint
-from dfs.master.jobs import compact
+from dfs.master.jobs import compact, convert, tree_walk
 from dfs.master.jobs.compact import Compact, Sweep
+from dfs.master.jobs.convert import Convert
 from dfs.master.jobs.mover import Mover
 from dfs.master.jobs.purge import PurgeFragments
 from dfs.master.jobs.rewriter import Rewriter
-from dfs.wire.messages import RebuildFragment, RewriteChunk, RewrittenChunk
+from dfs.wire.messages import RebuildFragment, RewriteChunk, RewrittenChunk, SetPolicy
 from tests.unit.master.bench import LENGTH, Bench, job
 
 USED = LENGTH // 10
@@ -73,6 +74,38 @@ async def test_compaction_says_what_did_not_fit_into_an_order(
     await again.run()
     assert not again.failed
     assert bench.chunk(last).live == 0
+
+
+# ------------------------------------------------------------------ where a conversion is
+
+
+async def test_the_place_of_a_conversion_is_before_what_is_being_gathered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a job that goes on from there leaves that out."""
+    monkeypatch.setattr(convert, "PARTS_MAX", 1)
+    monkeypatch.setattr(tree_walk, "SLICE", 1)
+    bench = Bench(6)
+    chunk = bench.sealed(1, 2, 3)
+    for name in (b"x", b"y", *(b"z%02d" % number for number in range(100))):
+        file = bench.rig.create(name)
+        if len(name) == 1:
+            bench.rig.commit(file, (0, 1, chunk, name[0]))
+        bench.rig.do(SetPolicy(file, SCRATCH_POLICY))
+    work = job("convert", ino=ROOT_INODE, policy=SCRATCH_POLICY)
+    places = set()
+
+    async def noted(request: Any) -> RewrittenChunk | None:
+        places.add(work.place)
+        return await write(request)
+
+    bench.servers.script = noted
+    mover = Mover(bench.context)
+    await Convert(bench.context, Rewriter(bench.context, mover)).run(work)
+    names = {place[0][1] for place in places if place}
+    assert b"x" in names
+    assert not any(name.startswith(b"z") for name in names)
+    assert bench.chunk(chunk).live == LENGTH
 
 
 # ------------------------------------------------------------------ copied from
