@@ -13,6 +13,7 @@ from uuid import UUID
 
 import msgspec
 import trio
+from outcome import Error, Outcome
 
 from dfs.chunkserver import identity as identities
 from dfs.chunkserver.arrival import Arrival, Arrivals, settle
@@ -293,13 +294,16 @@ class Disk:
     async def look_again(self, fragment: Fragment) -> None:
         """After a FragmentError: where the file is not what it was, open it anew at next use."""
         async with fragment.order:
-            if fragment.retired or not fragment.file.exists:
-                return
-            try:
-                fragment.file.check_present(fragment.file.stored_bytes)
-            except FragmentError as error:
-                _log.warning("disk %s: %s", self.path, error.message)
-                self._forget(fragment)
+            self._look(fragment)
+
+    def _look(self, fragment: Fragment) -> None:
+        if fragment.retired or not fragment.file.exists:
+            return
+        try:
+            fragment.file.check_present(fragment.file.stored_bytes)
+        except FragmentError as error:
+            _log.warning("disk %s: %s", self.path, error.message)
+            self._forget(fragment)
 
     def _forget(self, fragment: Fragment) -> None:
         """Nobody finds it any more."""
@@ -312,6 +316,43 @@ class Disk:
         return os.path.join(self.path, identities.FRAGMENTS, directory_of(chunk))
 
     # ------------------------------------------------------------------ requests
+
+    def begin_append(
+        self,
+        chunk: ChunkId,
+        place: tuple[int, int, int],
+        batch: Batch,
+        wake: Callable[[Outcome[Reached]], None],
+        *,
+        sync: bool,
+    ) -> bool:
+        """As `append` for a client, to a fragment in use, `place` being (index, k, m) of it.
+
+        `wake` is told the outcome. False where something has to be waited for, or looked at more
+        closely: then `append`. Raises DiskError.
+        """
+        fragment = self._in_use.get(chunk)
+        if fragment is None or not fragment.file.exists or not fragment.is_next(batch, sync=sync):
+            return False
+        held = fragment.file.header
+        if (held.index, held.k, held.m) != place:
+            return False
+
+        def ended(outcome: Outcome[Reached]) -> None:
+            self.traffic.end()
+            if isinstance(outcome, Error):
+                if isinstance(outcome.error, NoSpaceError):
+                    self.health.changed()
+                elif isinstance(outcome.error, FragmentError) and fragment.order.value:
+                    self._look(fragment)
+            fragment.unpin()
+            wake(outcome)
+
+        self.health.check()
+        fragment.pin()
+        self.traffic.begin()
+        fragment.begin_append(batch, self.room.claim, ended, sync=sync)
+        return True
 
     async def append(
         self, header: FragmentHeader, batch: Batch, *, sync: bool = False, upkeep: bool = False

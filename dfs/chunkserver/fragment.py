@@ -2,7 +2,8 @@
 
 A `Fragment` lives on the event loop and lends its `FragmentFile` to one worker thread at a time
 for changes. Appends of one writer arrive several at a time and in any order: they are put in
-order by their first block, and all that are due when a thread is free are stored by one call.
+order by their first block, and all that are due when a thread is free are stored by one call. One
+that has nobody to wait for goes there without a task of its own (`begin_append`).
 
 Between two awaits nothing else runs; a step that reads and then changes state must not have an
 `await` in between.
@@ -13,11 +14,12 @@ from collections.abc import Callable
 from typing import Final
 
 import trio
+from outcome import Error, Outcome, Value
 
 from dfs.chunkserver.fragment_file import Batch, Claim, FragmentFile, Reached
 from dfs.chunkserver.fragment_format import FragmentName
 from dfs.core.errors import DfsError, FragmentError
-from dfs.core.workers import Workers
+from dfs.core.workers import Starters
 
 GAP_WAIT_S: Final = 2.0
 """How long an append waits for the one that belongs before it."""
@@ -38,13 +40,13 @@ class Fragment:
     """Pinned while anyone uses it; its file is closed when it is retired and no pin is left."""
 
     def __init__(
-        self, file: FragmentFile, workers: Workers, note: Callable[[FragmentName], None]
+        self, file: FragmentFile, workers: Starters, note: Callable[[FragmentName], None]
     ) -> None:
         """`workers` turn OSErrors into DfsErrors (see `Disk`); `note` is told the file's name
         when it is created and when it is sealed."""
         self.file = file
-        self.order = trio.Lock()
-        """Held by whoever changes the file."""
+        self.order = trio.Semaphore(1)
+        """Taken by whoever changes the file."""
         self.pins = 0
         self.retired = False
         self._workers = workers
@@ -53,7 +55,7 @@ class Fragment:
         self._progress = trio.Event()
         # What an open file held before it was opened may never have been synced.
         self._synced = file.appends if file.sealed or not file.exists else -1
-        self._syncing = trio.Lock()
+        self._syncing = trio.Semaphore(1)
         """One sync at a time: of bytes that could not be written, the kernel tells only one."""
 
     def pin(self) -> None:
@@ -71,6 +73,56 @@ class Fragment:
             self.file.close()
 
     # ------------------------------------------------------------------ appending
+
+    def is_next(self, batch: Batch, *, sync: bool) -> bool:
+        """Whether nothing else comes before an append: then `begin_append` may."""
+        return (
+            self.order.value > 0
+            and (not sync or self._syncing.value > 0)
+            and not self._pending
+            and not self.retired
+            and batch.first_block <= len(self.file.index)
+        )
+
+    def begin_append(
+        self,
+        batch: Batch,
+        claim: Claim,
+        wake: Callable[[Outcome[Reached]], None],
+        *,
+        sync: bool = False,
+    ) -> None:
+        """As `append`, for what `is_next`: `wake` is told the outcome."""
+        file = self.file
+
+        def ended(result: Outcome[list[Reached | DfsError]]) -> None:
+            self.order.release()
+            if sync:
+                self._syncing.release()
+            self._moved()
+            outcome: Outcome[Reached]
+            try:
+                reached = result.unwrap()[0]
+            except BaseException as error:
+                outcome = Error(error)
+            else:
+                if sync:
+                    self._synced = file.appends
+                if file.exists:
+                    self._note(file.name)
+                outcome = Error(reached) if isinstance(reached, DfsError) else Value(reached)
+            wake(outcome)
+
+        self.order.acquire_nowait()
+        if sync:
+            self._syncing.acquire_nowait()
+        self._workers.start(ended, file.append, (batch,), claim, sync)
+
+    def _moved(self) -> None:
+        """Let those look again who wait for the appends before theirs."""
+        if self._pending:
+            self._progress.set()
+            self._progress = trio.Event()
 
     async def append(self, batch: Batch, claim: Claim, *, sync: bool = False) -> Reached:
         """Store a batch; waits up to `GAP_WAIT_S` for the ones that belong before it.
@@ -151,8 +203,7 @@ class Fragment:
             for pending, outcome in zip(due, outcomes, strict=True):
                 pending.outcome = outcome
         finally:
-            self._progress.set()
-            self._progress = trio.Event()
+            self._moved()
 
     # ------------------------------------------------------------------ syncing, sealing
 

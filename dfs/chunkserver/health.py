@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 import trio
+from outcome import Error, Outcome
 
 from dfs.chunkserver.threads import DiskWorkers
 from dfs.core.errors import BusyError, DfsError, DiskError, FragmentError, NoSpaceError
@@ -45,7 +46,7 @@ _BUG: Final = {errno.EBADF, errno.EINVAL, errno.EFAULT}
 
 
 class Health:
-    """`run` makes it a `dfs.core.workers.Workers` for changes to the disk."""
+    """`run` and `start` make it a `dfs.core.workers.Starters` for changes to the disk."""
 
     def __init__(self, path: str, workers: DiskWorkers) -> None:
         self.path = path
@@ -75,6 +76,34 @@ class Health:
             raise
         except OSError as error:
             raise self._judge(error, changing=True) from error
+
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        """As `run`, without a task: `wake` is told the outcome."""
+
+        def ended(outcome: Outcome[T]) -> None:
+            self.answered_at = trio.current_time()
+            if isinstance(outcome, Error):
+                outcome = Error(self._judged(outcome.error))
+            wake(outcome)
+
+        try:
+            self.check()
+        except DiskError as error:
+            wake(Error(error))
+        else:
+            self.workers.start(ended, function, *args)
+
+    def _judged(self, error: BaseException) -> BaseException:
+        if isinstance(error, DfsError) or not isinstance(error, OSError):
+            return error
+        try:
+            judged = self._judge(error, changing=True)
+        except OSError as bug:
+            return bug
+        judged.__cause__ = error
+        return judged
 
     async def run_read(self, function: Callable[..., T], *args: object) -> T:
         """Run a blocking call that reads; works on a failed disk as long as the disk does."""

@@ -5,12 +5,17 @@ Claimed by worker threads before they write, so that concurrent writers together
 
 import os
 import threading
+import time
 
 import msgspec
 
 from dfs.core.errors import NoSpaceError
 
 _GIB = 1024**3
+_FRESH_S = 0.1
+"""So long the file system need not be asked again, where it had plenty."""
+_PLENTY_BYTES = 256 * 1024**2
+"""More than other programs take meanwhile."""
 _BEYOND_MOST_BYTES = 128 * 1024**2
 """Upkeep may go so far beyond a capacity that is set: two chunks."""
 
@@ -42,6 +47,7 @@ class Room:
         self._lock = threading.Lock()
         self._used = 0
         self._free = 0
+        self._asked_at = -_FRESH_S
 
     @property
     def used_bytes(self) -> int:
@@ -57,7 +63,11 @@ class Room:
         """Ask the file system. Blocks; raises OSError where it does not answer."""
         status = os.statvfs(self._path)
         with self._lock:
-            self._free = self._available(status)[0]
+            self._learn(status)
+
+    def _learn(self, status: os.statvfs_result) -> None:
+        self._free = self._available(status)[0]
+        self._asked_at = time.monotonic()
 
     def claim(self, count: int) -> None:
         """Take room for `count` bytes that are about to be written; negative gives it back.
@@ -79,9 +89,12 @@ class Room:
         if count <= 0:
             self.account(count)
             return
+        if self._free >= count + _PLENTY_BYTES and time.monotonic() < self._asked_at + _FRESH_S:
+            self.account(count)
+            return
         status = os.statvfs(self._path)  # before the lock: a hung disk must not hold it
         with self._lock:
-            self._free = self._available(status)[0]
+            self._learn(status)
             free, rule = self._available(status, upkeep=upkeep)
             if free < count:
                 raise NoSpaceError(

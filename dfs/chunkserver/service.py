@@ -1,7 +1,8 @@
 """Answers to clients and the master: the wire requests of a chunk server, by disk.
 
 A read of a fragment that is open and in the page cache is answered at once, in the loop that
-reads the connection; all else in a task of its own.
+reads the connection; an append to one that has nobody to wait for when its thread says so; all else
+in a task of its own.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -9,17 +10,18 @@ from typing import Final
 from uuid import UUID
 
 import trio
+from outcome import Error, Outcome, Value
 
 from dfs import __version__
 from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment import Fragment
-from dfs.chunkserver.fragment_file import Batch
+from dfs.chunkserver.fragment_file import Batch, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader, possible
 from dfs.chunkserver.listing import list_fragments
 from dfs.chunkserver.page_cache import drop, is_cached, warm
 from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
-from dfs.wire.handlers import FilePayload, Handler, Peer, ReplyResult
+from dfs.wire.handlers import FilePayload, Handler, Later, Peer, ReplyResult
 from dfs.wire.messages import (
     READ_MAX_BYTES,
     Append,
@@ -88,21 +90,40 @@ class ChunkService:
             ServerStatus: self.status,
         }
 
-    async def append(self, _: Peer, request: Append, payload: memoryview) -> Appended:
+    def append(
+        self, _: Peer, request: Append, payload: memoryview
+    ) -> Later | Awaitable[ReplyResult]:
         disk = self.disk(request.disk)
+        if request.first_block < 0:
+            raise ProtocolError(f"there is no block {request.first_block}")
+        batch = Batch(request.first_block, request.blocks, payload)
+        if not request.background:
+            later = Later()
+
+            def ended(outcome: Outcome[Reached]) -> None:
+                if isinstance(outcome, Error):
+                    later.settle(outcome)
+                else:
+                    reached = outcome.unwrap()
+                    answer = Appended(reached.next_block, reached.length, request.sync)
+                    later.settle(Value(answer))
+
+            place = (request.index, request.k, request.m)
+            if disk.begin_append(request.chunk, place, batch, ended, sync=request.sync):
+                return later
+        return self._append(disk, request, batch)
+
+    async def _append(self, disk: Disk, request: Append, batch: Batch) -> Appended:
         if not possible(request.k, request.m, request.index) or not is_chunk(request.chunk):
             raise ProtocolError(
                 f"there is no fragment {request.index} of {request.k}+{request.m} "
                 f"of chunk {request.chunk}"
             )
-        if request.first_block < 0:
-            raise ProtocolError(f"there is no block {request.first_block}")
         header = FragmentHeader(
             UUID(disk.identity.cluster), request.chunk, request.index, request.k, request.m
         )
-        batch = Batch(request.first_block, request.blocks, payload)
         if request.background:
-            await disk.traffic.turn(len(payload))
+            await disk.traffic.turn(len(batch.payload))
             reached = await disk.append(header, batch, sync=request.sync, upkeep=True)
         else:
             disk.traffic.begin()

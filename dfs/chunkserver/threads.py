@@ -6,7 +6,7 @@ A hung disk then holds up its own requests and no other disk's.
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
-from dfs.core.workers import Workers
+from dfs.core.workers import Starters
 from dfs.wire.threads import Threads
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 THREADS_PER_DISK: Final = 4
 
 
-class DiskWorkers(Workers, Protocol):
+class DiskWorkers(Starters, Protocol):
     """Workers of a disk, which may hang for ever."""
 
     async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:

@@ -6,6 +6,8 @@ Behind one interface, so that a simulation can run them inline.
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from outcome import Outcome
+
 T = TypeVar("T")
 
 
@@ -17,3 +19,13 @@ class Workers(Protocol):
     """
 
     async def run(self, function: Callable[..., T], *args: object) -> T: ...
+
+
+class Starters(Workers, Protocol):
+    """Workers that need no task to wait in."""
+
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        """Have a blocking function run; `wake` is told its outcome on the event loop, perhaps
+        before this returns. It must not raise."""

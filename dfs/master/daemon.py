@@ -21,7 +21,7 @@ import trio
 from dfs import __version__
 from dfs.core import collector
 from dfs.core.errors import DfsError
-from dfs.core.workers import Workers
+from dfs.core.workers import Starters
 from dfs.master import membership, sessions
 from dfs.master.backup.holding import Holding
 from dfs.master.backup.service import BackupService
@@ -114,7 +114,7 @@ class Master:
     def __init__(
         self,
         store: Store,
-        workers: Workers,
+        workers: Starters,
         *,
         timing: Timing,
         lease_s: float,

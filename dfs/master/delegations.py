@@ -7,7 +7,7 @@ made have numbers which were reserved for it before.
 """
 
 import errno
-from typing import Final
+from typing import Final, cast
 
 from msgspec.structs import replace as changed
 
@@ -36,6 +36,7 @@ from dfs.master.keyspace import (
 from dfs.master.transaction import Transaction
 from dfs.wire.messages import DELEGATIONS_MAX, RESERVE_MAX, Create, Op, Rename, Undelegate, Unlink
 
+_DELEGABLE: Final = frozenset((Create, Unlink, Rename))
 RANGES_MAX: Final = 8
 """Reserved ranges that are remembered of one session; the oldest go."""
 
@@ -115,8 +116,9 @@ def moment(ctx: Context, op: Op, now_ns: int) -> int:
     Raises:
         SessionError: it was done under a delegation that the session does not have (any more).
     """
-    if not isinstance(op, Create | Unlink | Rename):
+    if type(op) not in _DELEGABLE:
         return now_ns
+    op = cast("Create | Unlink | Rename", op)
     if not op.time_ns:
         if isinstance(op, Create) and op.ino:
             raise refuse(errno.EINVAL, f"inode {op.ino} chosen by a client")

@@ -183,7 +183,33 @@ def fill(txn: Transaction, ino: InodeId, extents: Sequence[Extent], ledger: Ledg
         last = extent
     if last is not None:
         put(txn, ino, last)
+        txn.tails.note(ino, last.file_offset)
     return total
+
+
+def add(txn: Transaction, ino: InodeId, extent: Extent, ledger: Ledger) -> int:
+    """As `replace`, where the file has nothing from the extent on, and nothing of it is dead."""
+    left = _left_of(txn, ino, extent.file_offset)
+    if left is None:
+        return replace(txn, ino, extent, ledger, trimmed=False)
+    ledger.add(extent.chunk, extent.length)
+    ledger.reach(extent.chunk, extent.chunk_offset + extent.length)
+    laid = extent
+    if _continues(left, extent):
+        laid = Extent(left.file_offset, left.length + extent.length, left.chunk, left.chunk_offset)
+    put(txn, ino, laid)
+    txn.tails.note(ino, laid.file_offset)
+    return extent.length
+
+
+def _left_of(txn: Transaction, ino: InodeId, offset: int) -> Extent | None:
+    """The extent that ends at `offset`, if it is the one that was laid last."""
+    guess = txn.tails.get(ino)
+    raw = None if guess is None else txn.get(extent_key(ino, guess))
+    if raw is None:
+        return None
+    extent = decode_extent(raw)
+    return extent if extent.end == offset else None
 
 
 def replace(
@@ -209,6 +235,9 @@ def replace(
         covered.append(other)
         # Past the first of a file lie the graves of others, and the scan would go through them.
         if other.file_offset < start or other.file_offset == 0:
+            break
+        # Nor through those of the extents that were replaced by the one that ends here.
+        if other.file_offset == start and (left := _left_of(txn, ino, start)) is not None:
             break
     for other in covered:
         before, after = _cut(txn, ino, other, start, end, ledger)
@@ -236,6 +265,7 @@ def replace(
             extent.chunk_offset,
         )
     put(txn, ino, extent)
+    txn.tails.note(ino, extent.file_offset)
     return change
 
 

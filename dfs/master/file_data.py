@@ -93,7 +93,13 @@ def _lay(ctx: Context, inode: Inode, pieces: Sequence[Extent], base: int) -> int
         change = extents.fill(ctx.txn, inode.ino, pieces, ledger)
     else:
         change = 0
+        size = inode.size
         for extent in pieces:
+            if extent.file_offset >= size and not trimmed:
+                change += extents.add(ctx.txn, inode.ino, extent, ledger)
+                size = extent.end
+                continue
+            size = max(size, extent.end)
             change += extents.replace(ctx.txn, inode.ino, extent, ledger, trimmed=trimmed)
     ledger.book(ctx.txn)
     return change

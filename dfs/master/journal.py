@@ -5,15 +5,33 @@ The local journal applies a command straight to the store, whose own log (WAL) i
 a power cut. A replicated journal will put the commands through a shared log first.
 """
 
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 import trio
+from outcome import Error, Outcome, Value
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
-from dfs.core.workers import Workers
+from dfs.core.errors import DfsError, from_wire
+from dfs.core.workers import Starters
 from dfs.master.commands import Command
 from dfs.master.state import State
 
 R = TypeVar("R")
+
+Wake = Callable[[Outcome[None]], None]
+
+
+class _Waiter:
+    """Who waits, and how far the log has to be on the disk for it."""
+
+    __slots__ = ("upto", "wake")
+
+    def __init__(self, wake: Wake, upto: int) -> None:
+        self.wake: Wake | None = wake
+        self.upto = upto
 
 
 class Journal(Protocol):
@@ -30,16 +48,20 @@ class Journal(Protocol):
         Raises NoSpaceError or DfsError where the disk fails.
         """
 
+    def when_synced(self, wake: Wake) -> None:
+        """As `sync`, without a task: `wake` is told when, or what it would raise."""
+
 
 class LocalJournal:
     """One process, one store. `sync` shares one flush among all who asked before it began."""
 
-    def __init__(self, state: State, workers: Workers) -> None:
+    def __init__(self, state: State, workers: Starters) -> None:
         self._state = state
         self._workers = workers
         self._appended = 0
         self._synced = 0
-        self._flushing: trio.Event | None = None
+        self._flushing = False
+        self._waiting: deque[_Waiter] = deque()
 
     def append(self, command: Command[R]) -> R:
         result = self._state.apply(command)
@@ -51,23 +73,53 @@ class LocalJournal:
         return self._state.store.position
 
     async def sync(self) -> None:
-        wanted = self._appended
-        if self._synced >= wanted:
+        if self._synced >= self._appended:
             await trio.lowlevel.checkpoint()
-        while self._synced < wanted:
-            if self._flushing is not None:
-                # It may have begun before our change was made: then we flush again.
-                await self._flushing.wait()
-            else:
-                await self._flush()
+            return
+        await trio.lowlevel.checkpoint_if_cancelled()
+        told: list[Outcome[None]] = []
+        waiter = _Waiter(told.append, self._appended)
+        self._wait(waiter)
+        if told:
+            told[0].unwrap()
+            return
+        waiter.wake = partial(reschedule, current_task())
 
-    async def _flush(self) -> None:
-        covered = self._appended
-        done = self._flushing = trio.Event()
-        try:
-            await self._workers.run(self._state.store.sync)
+        def abort(_: object) -> Abort:
+            waiter.wake = None
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(abort)
+
+    def when_synced(self, wake: Wake) -> None:
+        if self._synced >= self._appended:
+            wake(Value(None))
+        else:
+            self._wait(_Waiter(wake, self._appended))
+
+    def _wait(self, waiter: _Waiter) -> None:
+        self._waiting.append(waiter)
+        if not self._flushing:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushing = True
+        self._workers.start(partial(self._flushed, self._appended), self._state.store.sync)
+
+    def _flushed(self, covered: int, outcome: Outcome[None]) -> None:
+        self._flushing = False
+        if not isinstance(outcome, Error):
             self._synced = max(self._synced, covered)
-        finally:
-            # Also when cancelled or failed: another waiter then tries for itself.
-            self._flushing = None
-            done.set()
+        waiting = self._waiting
+        while waiting and waiting[0].upto <= covered:
+            wake = waiting.popleft().wake
+            if wake is not None:
+                wake(Error(_copy(outcome.error)) if isinstance(outcome, Error) else Value(None))
+        # The flush may have begun before the changes of the others: they need another.
+        if waiting and not self._flushing:
+            self._flush()
+
+
+def _copy(error: BaseException) -> BaseException:
+    """For one of several who are told: an exception cannot be raised by two."""
+    return from_wire(error.to_wire()) if isinstance(error, DfsError) else error

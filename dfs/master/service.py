@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final, TypeAlias, cast
 
 import msgspec
+from outcome import Error, Outcome, Value
 
 from dfs.core.chunk import CHUNK_MAX_BYTES, ChunkState, FragmentState, Layout
 from dfs.core.errors import DfsError, LostChangesError, refuse
@@ -47,7 +48,7 @@ from dfs.master.liveness import Liveness, Totals
 from dfs.master.recalls import Elsewhere, Recalls
 from dfs.master.report_book import ReportBook
 from dfs.wire import messages as m
-from dfs.wire.handlers import Handler, Peer, ReplyResult
+from dfs.wire.handlers import Handler, Later, Peer, ReplyResult
 
 ALLOCATE_MAX: Final = 64
 """Chunks in one AllocateChunks."""
@@ -71,7 +72,7 @@ class _Applied(msgspec.Struct, array_like=True):
     synced: bool = False
 
 
-Reply: TypeAlias = m.Message | bytes | Coroutine[object, object, ReplyResult]
+Reply: TypeAlias = m.Message | bytes | Later | Coroutine[object, object, ReplyResult]
 
 _NO_PAYLOAD: Final = memoryview(b"")
 _decode_applied: Final = msgspec.msgpack.Decoder(_Applied).decode
@@ -196,7 +197,7 @@ class ClientService:
 
     def apply(
         self, peer: Peer, request: m.Apply, _: memoryview
-    ) -> bytes | Coroutine[object, object, bytes]:
+    ) -> bytes | Later | Coroutine[object, object, ReplyResult]:
         last = 0
         for op in request.ops:
             for ino in (getattr(op, "parent", 0), getattr(op, "new_parent", 0)):
@@ -207,13 +208,13 @@ class ClientService:
             return self._apply_later(request)
         return self._apply(request)
 
-    async def _apply_later(self, request: m.Apply) -> bytes:
+    async def _apply_later(self, request: m.Apply) -> ReplyResult:
         while wanted := self._recalls.in_the_way(request.session, request.ops):
             await self._recalls.clear(wanted)
         done = self._apply(request)
         return done if isinstance(done, bytes) else await done
 
-    def _apply(self, request: m.Apply) -> bytes | Coroutine[object, object, bytes]:
+    def _apply(self, request: m.Apply) -> bytes | Later:
         session = request.session
         reply = self._journal.append(
             ApplyOps(self._now_ns(), session, request.sequence, request.cred, request.ops)
@@ -225,14 +226,20 @@ class ClientService:
         applied = _Applied(_decode_applied(reply).results, position)
         return self._synced(applied) if request.sync else _encode(applied)
 
-    async def _synced(self, applied: _Applied) -> bytes:
+    def _synced(self, applied: _Applied) -> Later:
         """The answer to a change, once that is on the disk."""
-        try:
-            await self._journal.sync()
-        except DfsError:
-            # It is made all the same; what is wrong with the disk a barrier will say.
-            return _encode(applied)
-        return _encode(_Applied(applied.results, applied.position, synced=True))
+        later = Later()
+
+        def done(outcome: Outcome[None]) -> None:
+            if isinstance(outcome, Error) and not isinstance(outcome.error, DfsError):
+                later.settle(outcome)
+            else:
+                # Where the disk fails it is made all the same; what is wrong a barrier will say.
+                synced = isinstance(outcome, Value)
+                later.settle(Value(_encode(_Applied(applied.results, applied.position, synced))))
+
+        self._journal.when_synced(done)
+        return later
 
     def allocate_chunks(
         self, peer: Peer, request: m.AllocateChunks, _: memoryview

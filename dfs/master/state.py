@@ -49,7 +49,7 @@ from dfs.master.keyspace import (
     u64,
 )
 from dfs.master.store import Store
-from dfs.master.transaction import Transaction
+from dfs.master.transaction import Tails, Transaction
 from dfs.wire.messages import LogPosition
 
 R = TypeVar("R")
@@ -163,6 +163,7 @@ class State:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._tails = Tails()
         version = store.get(META_SCHEMA)
         if version is not None and from_u64(version) > SCHEMA_VERSION:
             raise ConfigError(
@@ -186,7 +187,7 @@ class State:
 
     def apply(self, command: Command[R]) -> R:
         """Raises what the command's handler raises; nothing has changed then."""
-        txn = Transaction(self.store)
+        txn = Transaction(self.store, self._tails)
         result: R
         if isinstance(command, SessionCommand):
             result = _once(txn, command)

@@ -9,6 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Final
 
+from dfs.core.ids import InodeId
 from dfs.master.keyspace import Reader
 
 
@@ -19,21 +20,38 @@ class _Missing:
 _MISSING: Final = _Missing()
 
 
+class Tails(dict[InodeId, int]):
+    """Where the extent begins that was last laid in a file; a guess, of few files.
+
+    A file that grows piece by piece needs the extent before the next piece each time: this finds
+    it by its key, where a search would cost as much as all the rest. Whoever uses it looks whether
+    it is the right one, so the state does not depend on it.
+    """
+
+    _MOST: Final = 4096
+
+    def note(self, ino: InodeId, file_offset: int) -> None:
+        if len(self) >= self._MOST:
+            self.clear()
+        self[ino] = file_offset
+
+
 class Transaction:
     """Reads see the changes made through it; `changes` holds them, None for a deleted key.
 
     Not for use by two writers at once: while a child is open, only the child may change.
     """
 
-    __slots__ = ("_base", "_base_get", "_parent", "_sorted", "changes")
+    __slots__ = ("_base", "_base_get", "_parent", "_sorted", "changes", "tails")
 
-    def __init__(self, base: Reader) -> None:
+    def __init__(self, base: Reader, tails: Tails | None = None) -> None:
         self._base = base
         self._base_get = base.get
         self._parent = base if isinstance(base, Transaction) else None
         self._sorted: list[bytes] | None = None
         """Keys of `changes` in order; built by the first scan, kept up from then on."""
         self.changes: dict[bytes, bytes | None] = {}
+        self.tails = Tails() if tails is None else tails
 
     def get(self, key: bytes) -> bytes | None:
         value = self.changes.get(key, _MISSING)
@@ -80,7 +98,7 @@ class Transaction:
         return _merge([(key, changes[key]) for key in mine], base, reverse=reverse)
 
     def child(self) -> "Transaction":
-        return Transaction(self)
+        return Transaction(self, self.tails)
 
     def commit(self) -> None:
         """Hand the changes to the parent transaction. Only for a child."""

@@ -6,16 +6,18 @@ for every request, except when its caller gave up.
 
 import logging
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
+from outcome import Outcome
 from trio.lowlevel import ParkingLot
 
 from dfs.core.errors import DeadlineError, DfsError, ProtocolError
 from dfs.wire.framing import MALFORMED, Frame, Kind, pack
-from dfs.wire.handlers import FilePayload, Payload, Peer, Route
+from dfs.wire.handlers import FilePayload, Later, Payload, Peer, ReplyResult, Route
 from dfs.wire.messages import METHOD_NUMBERED, Message
 from dfs.wire.outbox import Outbox
 from dfs.wire.side import Side
@@ -27,6 +29,10 @@ _ERROR: Final = int(Kind.ERROR)
 _NEVER: Final = float("inf")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Cancellable(Protocol):
+    def cancel(self) -> None: ...
 
 
 class Answers:
@@ -45,7 +51,7 @@ class Answers:
         self._limits = side.limits
         self._budget = side.budget
         self._complaints = side.complaints
-        self._running: dict[int, trio.CancelScope] = {}
+        self._running: dict[int, _Cancellable] = {}
         self._active = 0
         self._slot = ParkingLot()
         self.nursery: trio.Nursery | None = None
@@ -62,9 +68,9 @@ class Answers:
 
     def cancel(self, frame: Frame) -> None:
         """The caller of a request gave up."""
-        scope = self._running.pop(frame.request, None)
-        if scope is not None:
-            scope.cancel()
+        work = self._running.pop(frame.request, None)
+        if work is not None:
+            work.cancel()
 
     def find(self, frame: Frame) -> tuple[Route, Message] | None:
         """The handler of a request, and its message; None if it has been refused."""
@@ -97,6 +103,11 @@ class Answers:
             elif isinstance(result, CoroutineType):
                 self._start(route, frame, result, charge_bytes)
                 return
+            elif type(result) is Later:
+                self._active += 1
+                self._running[frame.request] = result
+                result.then(partial(self._answer_later, route, frame.request, result, charge_bytes))
+                return
             else:
                 self._answer(route, frame.request, result, None)
         except Exception as error:
@@ -126,13 +137,7 @@ class Answers:
     ) -> None:
         """Await an async handler and answer. Its slot is free when the answer has been sent."""
 
-        def done() -> None:
-            self._active -= 1
-            if charge_bytes:
-                self._budget.release(charge_bytes)
-            if self._slot:
-                self._slot.unpark()
-
+        done: Callable[[], None] = partial(self._done, charge_bytes)
         error: DfsError | None = None
         try:
             with scope:
@@ -153,6 +158,43 @@ class Answers:
                 if error is not None:
                     self._answer_error(request, error)
         self._outbox.wake()
+
+    def _answer_later(
+        self,
+        route: Route,
+        request: int,
+        later: Later,
+        charge_bytes: int,
+        outcome: "Outcome[ReplyResult]",
+    ) -> None:
+        """A `Later` has come. Its slot is free when the answer has been sent."""
+        done: Callable[[], None] = partial(self._done, charge_bytes)
+        try:
+            result = outcome.unwrap()
+            on_done, done = done, _nothing
+            if self._running.get(request) is later:
+                self._answer(route, request, result, on_done)
+            else:
+                _let_go(result, on_done)
+        except Exception as error:
+            if self._running.get(request) is later:
+                self._answer_error(request, self._explain(route, error))
+        finally:
+            done()
+            if self._running.get(request) is later:
+                del self._running[request]
+        if self._active:
+            self._outbox.wake()
+        else:
+            self._outbox.flush()
+
+    def _done(self, charge_bytes: int) -> None:
+        """A request that was answered later needs its slot and its memory no more."""
+        self._active -= 1
+        if charge_bytes:
+            self._budget.release(charge_bytes)
+        if self._slot:
+            self._slot.unpark()
 
     # ------------------------------------------------------------------ what is sent
 

@@ -1,17 +1,21 @@
 """What a program that answers requests hands to the wire: handlers, and what they may return.
 
 A handler that is a plain function runs at once in the loop that reads the connection, its reply
-leaves together with the others of that read: the fastest way, for work of microseconds. An
-`async def` handler runs in a task of its own, cancelled when its caller gives up, the deadline
-passes or the connection breaks. Both answer with the reply of the method table, alone or with a
-raw payload, or raise DfsError; any other exception is logged here and shows there as EIO.
+leaves together with the others of that read: the fastest way, for work of microseconds. Where
+something else has to be done first, it returns a `Later`. An `async def` handler runs in a task of
+its own, cancelled when its caller gives up, the deadline passes or the connection breaks. All
+answer with the reply of the method table, alone or with a raw payload, or raise DfsError; any other
+exception is logged here and shows there as EIO.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
+from outcome import Outcome
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from dfs.core.buffers import Buffer
 from dfs.core.errors import DfsError
@@ -48,6 +52,45 @@ Payload: TypeAlias = Sequence[Buffer] | FilePayload
 
 ReplyResult: TypeAlias = Message | bytes | tuple[Message, Payload]
 """`bytes` are the body of the reply, encoded already."""
+
+
+class Later:
+    """An answer that comes by `settle`, once: for work that is told of when it is done.
+
+    That costs a third of a task that waits for it. It cannot be cancelled.
+    """
+
+    __slots__ = ("_outcome", "_tell")
+
+    def __init__(self) -> None:
+        self._outcome: Outcome[ReplyResult] | None = None
+        self._tell: Callable[[Outcome[ReplyResult]], None] | None = None
+
+    def settle(self, outcome: "Outcome[ReplyResult]") -> None:
+        """This is the answer."""
+        if self._tell is not None:
+            self._tell(outcome)
+        else:
+            self._outcome = outcome
+
+    def then(self, tell: "Callable[[Outcome[ReplyResult]], None]") -> None:
+        """`tell` is told the answer; at once if it is there."""
+        if self._outcome is not None:
+            tell(self._outcome)
+        else:
+            self._tell = tell
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more: what has begun goes on."""
+
+    def __await__(self) -> "Generator[Any, Any, ReplyResult]":
+        return self._wait().__await__()
+
+    async def _wait(self) -> "ReplyResult":
+        if self._outcome is not None:
+            return self._outcome.unwrap()
+        self._tell = partial(reschedule, current_task())
+        return cast("ReplyResult", await wait_task_rescheduled(lambda _: Abort.FAILED))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,18 +2,20 @@
 
 trio's own threads serve any caller, and pay for it: a call costs 150 us of processor time. Here a
 call is an item in a queue, its end an item in another and a wake-up of the event loop: half of
-that. The threads are started when they are first needed, and end with trio's run.
+that, and less for who is told of the end (`start`) instead of waiting in a task. The threads are
+started when they are first needed, and end with trio's run.
 """
 
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import trio
 from outcome import Outcome, capture
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
 from dfs.wire.bell import Bell
 
@@ -23,11 +25,16 @@ T = TypeVar("T")
 class _Job:
     """A call: taken once, by a thread to run it or by its caller to withdraw it."""
 
-    __slots__ = ("_untaken", "args", "function", "outcome", "task")
+    __slots__ = ("_untaken", "args", "function", "outcome", "wake")
 
-    def __init__(self, task: Task, function: Callable[..., Any], args: tuple[object, ...]) -> None:
-        self.task: Task | None = task
-        """Who waits for it."""
+    def __init__(
+        self,
+        wake: Callable[[Outcome[Any]], None],
+        function: Callable[..., Any],
+        args: tuple[object, ...],
+    ) -> None:
+        self.wake: Callable[[Outcome[Any]], None] | None = wake
+        """Tells who waits for it."""
         self.function = function
         self.args = args
         self.outcome: Outcome[Any]
@@ -42,7 +49,7 @@ class _Job:
 
 
 class Threads:
-    """`dfs.core.workers.Workers` by threads, at most `count` at a time. Made inside trio."""
+    """`dfs.core.workers.Starters` by threads, at most `count` at a time. Made inside trio."""
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
@@ -57,7 +64,7 @@ class Threads:
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """See `Workers`."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = _Job(current_task(), function, args)
+        job = _Job(partial(reschedule, current_task()), function, args)
 
         def abort(_: object) -> Abort:
             return Abort.SUCCEEDED if self._withdraw(job) else Abort.FAILED
@@ -67,14 +74,20 @@ class Threads:
     async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:
         """As `run`, but cancelling leaves a function behind that has started; it runs on."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = _Job(current_task(), function, args)
+        job = _Job(partial(reschedule, current_task()), function, args)
 
         def abort(_: object) -> Abort:
             self._withdraw(job)
-            job.task = None
+            job.wake = None
             return Abort.SUCCEEDED
 
         return cast(T, await self._wait(job, abort))
+
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        """See `Starters`."""
+        self._put(_Job(wake, function, args))
 
     def _withdraw(self, job: _Job) -> bool:
         """Whether it never runs."""
@@ -84,11 +97,14 @@ class Threads:
         return True
 
     async def _wait(self, job: _Job, abort: Callable[[object], Abort]) -> object:
+        self._put(job)
+        return await wait_task_rescheduled(abort)
+
+    def _put(self, job: _Job) -> None:
         self._busy += 1
         if self._busy > self._started and self._started < self._count:
             self._start()
         self._jobs.put(job)
-        return await wait_task_rescheduled(abort)
 
     def _start(self) -> None:
         if not self._started:
@@ -98,15 +114,15 @@ class Threads:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def _deliver(self) -> None:
-        """Wake the callers of what has ended. Ends with trio's run, and lets the threads end."""
+        """Tell the callers of what has ended. Ends with trio's run, and lets the threads end."""
         try:
             while True:
                 await self._bell.heard()
                 while self._ended:
                     job = self._ended.popleft()
                     self._busy -= 1
-                    if job.task is not None:
-                        reschedule(job.task, job.outcome)
+                    if job.wake is not None:
+                        job.wake(job.outcome)
         finally:
             for _ in range(self._started):
                 self._jobs.put(None)

@@ -13,6 +13,7 @@ from random import Random
 from typing import Final, TypeVar
 
 import trio
+from outcome import Outcome, capture
 
 import dfs.client
 from dfs.chunkserver.config import ChunkServerConfig
@@ -50,6 +51,11 @@ class InlineWorkers:
 
     async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:
         return await self.run(function, *args)
+
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        wake(capture(function, *args))
 
 
 class _Host:

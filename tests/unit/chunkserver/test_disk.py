@@ -11,11 +11,12 @@ from typing import TypeVar
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome, capture
 
 from dfs.chunkserver import fragment as fragments
 from dfs.chunkserver import identity as identities
 from dfs.chunkserver.disk import Cache, Disk
-from dfs.chunkserver.fragment_file import FragmentFile
+from dfs.chunkserver.fragment_file import FragmentFile, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader
 from dfs.chunkserver.identity import Identity, load, save
 from dfs.chunkserver.room import Reserve, Room
@@ -76,6 +77,11 @@ class Inline:
     async def run_abandonable(self, function: Callable[..., T], *args: object) -> T:
         return await self.run(function, *args)
 
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        wake(capture(function, *args))
+
 
 class CountingThreads(DiskThreads):
     """Threads that remember what ran."""
@@ -87,6 +93,12 @@ class CountingThreads(DiskThreads):
     async def run(self, function: Callable[..., T], *args: object) -> T:
         self.calls.append(function.__name__)
         return await super().run(function, *args)
+
+    def start(
+        self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
+    ) -> None:
+        self.calls.append(function.__name__)
+        super().start(wake, function, *args)
 
 
 async def store(
@@ -236,6 +248,82 @@ async def test_concurrent_appends_in_any_order_are_stored_in_order(tmp_path: Pat
         assert threads.calls.count("append") < 20  # many in one go
 
 
+async def begin(
+    disk: Disk, lengths: list[int], first: int, *, sync: bool = False, place: tuple[int, ...] = ()
+) -> Reached | None:
+    """What became of an append of the last blocks of `lengths`, from `first` on; None: not begun.
+
+    Raises what it was refused with.
+    """
+    told: list[Outcome[Reached]] = []
+    event = trio.Event()
+
+    def wake(outcome: Outcome[Reached]) -> None:
+        told.append(outcome)
+        event.set()
+
+    index, k, m = place or (0, 1, 2)
+    records = batch(encode(lengths)[first:], first)
+    if not disk.begin_append(7, (index, k, m), records, wake, sync=sync):
+        return None
+    with trio.fail_after(10):
+        await event.wait()
+    return told[0].unwrap()
+
+
+async def test_an_append_that_waits_for_nobody_needs_no_task(tmp_path: Path) -> None:
+    async with opened(tmp_path, workers=(threads := CountingThreads())) as disk:
+        assert await begin(disk, [10], 0) is None, "the fragment is not in use"
+        await store(disk, [10])
+        fragment = await disk.fragment(7)
+        assert await begin(disk, [10, 20], 1) == Reached(2, 30)
+        await disk.sync({7: 30})
+        assert threads.calls.count("sync") == 1
+        assert await begin(disk, [10, 20, 30], 2, sync=True) == Reached(3, 60)
+        await disk.sync({7: 60})
+        assert threads.calls.count("sync") == 1, "it has been synced along with the append"
+        # A repeat is compared, and is the same.
+        assert await begin(disk, [10, 20, 30], 1) == Reached(3, 60)
+        assert await begin(disk, [10, 20, 30, 40, 50], 4) is None, "one belongs before it"
+        assert await begin(disk, [10, 20, 30, 40], 3, place=(1, 1, 2)) is None
+        assert await begin(disk, [10, 20, 30, 40], 3, place=(0, 1, 1)) is None
+        async with fragment.order:
+            assert await begin(disk, [10, 20, 30, 40], 3) is None, "somebody changes the file"
+        with pytest.raises(FragmentError, match="stored already, with other bytes"):
+            await begin(disk, [10, 20, 29], 1)
+        assert disk.report().used == files(tmp_path)[0].stat().st_size
+        fragment.unpin()
+        assert fragment.pins == 0
+
+
+@pytest.mark.allow_logs("is short: its file has 5 bytes|has failed: Input/output error")
+async def test_an_append_without_a_task_meets_the_same_troubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as disk:
+        await store(disk, [10])
+        os.truncate(files(tmp_path)[0], 5)
+        with pytest.raises(FragmentError, match="is short"):
+            await begin(disk, [10, 20], 1)
+        assert await begin(disk, [10, 20], 1) is None, "the file is looked at again"
+    for path in files(tmp_path):
+        path.unlink()
+    async with opened(tmp_path, capacity=1000) as disk:
+        await store(disk, [10])
+        with pytest.raises(NoSpaceError, match="its capacity is set to 1000 bytes"):
+            await begin(disk, [10, 2000], 1)
+        monkeypatch.setattr(os, "fdatasync", fail_to_sync)
+        with pytest.raises(DiskError, match="Input/output error"):
+            await begin(disk, [10, 20], 1, sync=True)
+        assert disk.report().failed
+        with pytest.raises(DiskError, match="has failed"):
+            await begin(disk, [10, 20, 30], 2)
+
+
+def fail_to_sync(fd: int) -> None:
+    raise OSError(errno.EIO, "no such sector")
+
+
 async def test_an_append_whose_predecessor_never_comes_is_refused_in_time(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -339,12 +427,9 @@ async def test_an_append_that_is_to_be_durable_takes_one_turn_of_a_thread(tmp_pa
 async def test_an_append_that_could_not_be_made_durable_fails_and_so_does_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(fd: int) -> None:
-        raise OSError(errno.EIO, "no such sector")
-
     async with opened(tmp_path) as disk:
         await store(disk, [1000])
-        monkeypatch.setattr(os, "fdatasync", fail)
+        monkeypatch.setattr(os, "fdatasync", fail_to_sync)
         with pytest.raises(DiskError, match="Input/output error"):
             await disk.append(header(), batch(encode([1000, 10])[1:], 1), sync=True)
         assert disk.report().failed

@@ -5,6 +5,7 @@ from random import Random
 from typing import Any, Final
 
 import trio
+from outcome import Outcome, capture
 
 from dfs.core.chunk import Chunk, FragmentState
 from dfs.core.ids import ChunkId, DiskId
@@ -84,6 +85,11 @@ class _NoThreads:
     async def run(self, function: Callable[..., Any], *args: object) -> Any:
         await trio.lowlevel.checkpoint()
         return function(*args)
+
+    def start(
+        self, wake: Callable[[Outcome[Any]], None], function: Callable[..., Any], *args: object
+    ) -> None:
+        wake(capture(function, *args))
 
 
 class Bench:

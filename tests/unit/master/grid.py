@@ -10,10 +10,11 @@ network and remembers what it was told; it stores no bytes.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 import trio.testing
+from outcome import Outcome, capture
 
 from dfs.core.chunk import Chunk
 from dfs.core.errors import DfsError, FragmentError, from_wire
@@ -45,6 +46,11 @@ class InlineWorkers:
     async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
+
+    def start(
+        self, wake: Callable[[Outcome[Any]], None], function: Callable[..., Any], *args: object
+    ) -> None:
+        wake(capture(function, *args))
 
 
 class StandIn:

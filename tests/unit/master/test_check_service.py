@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import trio
+from outcome import Outcome, capture
 
 from dfs.core.errors import BusyError, FileSystemError
 from dfs.master.check.service import WATCHED_S, CheckService
@@ -30,6 +31,11 @@ class StuckWorkers:
         if function.__name__ == "_take":
             await trio.sleep_forever()
         return function(*args)
+
+    def start(
+        self, wake: Callable[[Outcome[Any]], None], function: Callable[..., Any], *args: object
+    ) -> None:
+        wake(capture(function, *args))
 
 
 class Checks:

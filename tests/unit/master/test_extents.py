@@ -495,6 +495,60 @@ def test_overwriting_a_file_from_its_start_does_not_look_at_those_before_it() ->
     rig.check()
 
 
+def test_a_file_that_grows_finds_its_end_without_a_search() -> None:
+    store = ScansSeen(b"e")
+    rig = Rig(store)
+    chunk, other = rig.chunk(), rig.chunk()
+    ino = rig.create(b"f")
+    rig.commit(ino, (0, 5, chunk, 0))
+    rig.commit(ino, (5, 5, chunk, 5))
+    rig.commit(ino, (10, 5, chunk, 100))  # elsewhere: an extent of its own
+    rig.commit(ino, (15, 5, chunk, 105), (20, 5, other, 0))
+    rig.commit(ino, (25, 5, other, 5))
+    assert store.begins == []
+    found = [(0, 10, chunk, 0), (10, 10, chunk, 100), (20, 10, other, 0)]
+    assert rig.extents(ino) == found
+    # A guess that is wrong is none.
+    rig.commit(ino, (3, 4, other, 50))
+    rig.commit(ino, (30, 5, other, 10))
+    assert rig.extents(ino)[-1] == (20, 15, other, 0)
+    rig.made(SetAttr(ino, size=22))
+    rig.commit(ino, (22, 5, other, 2))
+    assert rig.extents(ino)[-1] == (20, 7, other, 0)
+    rig.made(SetAttr(ino, size=40))
+    rig.commit(ino, (40, 5, other, 60))
+    assert rig.extents(ino)[-2:] == [(20, 7, other, 0), (40, 5, other, 60)]
+    rig.check()
+
+
+def test_overwriting_a_file_in_order_does_not_look_through_what_was_replaced() -> None:
+    store = ScansSeen(b"e")
+    rig = Rig(store)
+    chunk = rig.chunk()
+    ino = rig.create(b"f")
+    rig.commit(ino, (0, 100, chunk, 0))
+    rig.commit(ino, (0, 5, chunk, 100))
+    rows = 0
+    scan = store.scan
+
+    def counted(
+        start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        nonlocal rows
+        for row in scan(start, end, reverse=reverse):
+            rows += 1
+            yield row
+
+    store.scan = counted  # type: ignore[method-assign]
+    for at in range(5, 100, 5):
+        rows = 0
+        rig.commit(ino, (at, 5, chunk, 100 + at))
+        assert rows <= 1, "only what it covers"
+    del store.scan
+    assert rig.extents(ino) == [(0, 100, chunk, 100)]
+    rig.check()
+
+
 def test_one_command_frees_a_bounded_number_of_rows(rig: Rig, chunk: int) -> None:
     home = rig.mkdir(b"home")
     for number in range(40):

@@ -1,5 +1,6 @@
 """The state machine as a whole: format, determinism, atomic writes; and the journal over it."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome, Value, capture
 
 from dfs.core.errors import ConfigError, NoSpaceError
 from dfs.core.ids import ROOT_INODE
@@ -115,17 +117,19 @@ class SlowWorkers:
 
     def __init__(self) -> None:
         self.started = 0
-        self.go = trio.Event()
+        self.calls: deque[Callable[[], None]] = deque()
 
-    async def run(self, function: Callable[..., object], *args: object) -> object:
+    def start(
+        self,
+        wake: Callable[[Outcome[object]], None],
+        function: Callable[..., object],
+        *args: object,
+    ) -> None:
         self.started += 1
-        go = self.go
-        await go.wait()
-        return function(*args)
+        self.calls.append(lambda: wake(capture(function, *args)))
 
     def finish_one(self) -> None:
-        self.go.set()
-        self.go = trio.Event()
+        self.calls.popleft()()
 
 
 class CountingStore(MemoryStore):
@@ -189,7 +193,7 @@ async def test_all_who_wait_share_a_flush_that_began_after_they_asked() -> None:
     assert bench.store.syncs == bench.workers.started == 2
 
 
-async def test_a_cancelled_flush_is_taken_over_by_who_still_waits() -> None:
+async def test_who_waits_for_a_flush_may_be_cancelled_and_the_others_go_on() -> None:
     bench = Bench()
     bench.change()
     async with trio.open_nursery() as nursery:
@@ -205,9 +209,24 @@ async def test_a_cancelled_flush_is_taken_over_by_who_still_waits() -> None:
         await trio.testing.wait_all_tasks_blocked()
         leader.cancel()
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.workers.started == 2
         bench.workers.finish_one()
-    assert bench.store.syncs == 1
+    assert bench.store.syncs == bench.workers.started == 1
+
+
+async def test_a_flush_is_told_of_without_a_task_that_waits() -> None:
+    bench = Bench()
+    told: list[object] = []
+    bench.journal.when_synced(told.append)
+    assert told == [Value(None)], "there was nothing to flush"
+    bench.change()
+    bench.journal.when_synced(told.append)
+    bench.change()
+    bench.journal.when_synced(told.append)
+    assert len(told) == 1
+    bench.workers.finish_one()
+    assert len(told) == 2, "the second change came after the flush began"
+    bench.workers.finish_one()
+    assert told == [Value(None)] * 3
 
 
 async def test_a_failed_flush_is_everyones_error_and_is_tried_again() -> None:
@@ -225,8 +244,6 @@ async def test_a_failed_flush_is_everyones_error_and_is_tried_again() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sync)
         nursery.start_soon(sync)
-        await trio.testing.wait_all_tasks_blocked()
-        bench.workers.finish_one()
         await trio.testing.wait_all_tasks_blocked()
         bench.workers.finish_one()
     assert failed == ["the disk is full"] * 2

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from outcome import Outcome
+from outcome import Error, Outcome, Value
 
 from dfs.core.errors import (
     DeadlineError,
@@ -19,7 +19,7 @@ from dfs.core.errors import (
     refuse,
 )
 from dfs.wire.calls import Call
-from dfs.wire.handlers import Peer
+from dfs.wire.handlers import Later, Peer
 from dfs.wire.hello import Hello
 from dfs.wire.limits import Limits
 from dfs.wire.messages import (
@@ -96,6 +96,66 @@ async def test_a_handler_may_answer_with_a_body_that_is_encoded_already():
         assert await connection.call(GetInode(7), InodeReply, timeout_s=1) == expected
         lookup = Lookup(Cred(0, 0), 1, b"x")
         assert await connection.call(lookup, InodeReply, timeout_s=1) == expected
+
+
+async def test_a_handler_may_answer_later_without_a_task(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+):
+    promised: dict[int, Later] = {}
+
+    def handle(peer: Peer, request: GetInode, payload: memoryview) -> Later:
+        later = promised[request.ino] = Later()
+        if not request.ino:
+            later.settle(Value(InodeReply(inode(0))))
+        return later
+
+    async with served({GetInode: handle}, limits=Limits(requests=4)) as rig:
+        connection = await rig.connect()
+        ended: dict[int, Outcome[tuple[InodeReply, memoryview]]] = {}
+        calls = {}
+        for number in range(6):
+            wake = partial(ended.__setitem__, number)
+            calls[number] = connection.post(GetInode(number), InodeReply, wake, timeout_s=90)
+        await trio.sleep(1)
+        assert ended[0].unwrap()[0].inode.ino == 0
+        assert sorted(promised) == [0, 1, 2, 3, 4], "the next one waits for a slot"
+        given_up = calls[1]
+        assert given_up is not None
+        given_up.give_up()
+        await trio.sleep(1)
+        promised[1].settle(Value(InodeReply(inode(1))))
+        promised[2].settle(Error(refuse(2, "no such thing")))
+        with caplog.at_level(logging.CRITICAL, logger="dfs.wire"):
+            promised[3].settle(Error(RuntimeError("a bug")))
+        await trio.sleep(1)
+        promised[5].settle(Value(InodeReply(inode(5))))
+        await trio.sleep(1)
+        assert sorted(ended) == [0, 2, 3, 5]
+        with pytest.raises(FileSystemError, match="no such thing"):
+            ended[2].unwrap()
+        with pytest.raises(DfsError, match="GetInode failed inside the"):
+            ended[3].unwrap()
+        assert ended[5].unwrap()[0].inode.ino == 5
+        await connection.aclose()
+        await trio.sleep(1)
+        promised[4].settle(Value(InodeReply(inode(4))))
+        with pytest.raises(UnavailableError):
+            ended[4].unwrap()
+
+
+async def test_an_answer_that_comes_later_can_be_awaited():
+    later = Later()
+
+    async def settle() -> None:
+        later.settle(Value(InodeReply(inode(7))))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(settle)
+        assert await later == InodeReply(inode(7))
+    there = Later()
+    there.settle(Error(refuse(2, "nothing")))
+    with pytest.raises(FileSystemError, match="nothing"):
+        await there
 
 
 async def test_the_wrong_reply_type_is_a_programming_error():

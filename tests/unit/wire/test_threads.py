@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+from outcome import Outcome
 
 from dfs.wire.threads import Threads
 
@@ -31,6 +32,28 @@ async def test_results_and_errors_arrive_with_who_asked() -> None:
     with pytest.raises(OSError, match="so it is") as caught:
         await threads.run(fail, 7)
     assert caught.value.errno == 7
+
+
+async def test_who_starts_a_call_is_told_of_its_end_on_the_event_loop() -> None:
+    threads = Threads(1, "test")
+    told: list[tuple[int, Outcome[int]]] = []
+    done = trio.Event()
+
+    def note(outcome: Outcome[int]) -> None:
+        told.append((threading.get_ident(), outcome))
+        if len(told) == 2:
+            done.set()
+
+    threads.start(note, int, "5")
+    threads.start(note, int, "five")
+    assert not told
+    with trio.fail_after(DEADLINE_S):
+        await done.wait()
+    assert [thread for thread, _ in told] == [threading.get_ident()] * 2
+    assert told[0][1].unwrap() == 5
+    with pytest.raises(ValueError, match="five"):
+        told[1][1].unwrap()
+    assert await threads.run(int, "6") == 6
 
 
 async def test_no_more_run_at_a_time_than_may() -> None:
