@@ -23,7 +23,7 @@ class MasterSettings(msgspec.Struct, kw_only=True):
     down_after: Duration = 60.0
     lease: Duration = 90.0
     keep_retired: Duration = 24 * 3600.0
-    cache: Size = 128 * 1024 * 1024
+    cache: Size = 16 * 1024 * 1024
     http: str = ""
 
 
@@ -109,7 +109,10 @@ def master(
     ] = None,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory for metadata that was read lately; 128M."),
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for metadata that was read lately; 16M. The kernel caches too.",
+        ),
     ] = None,
     http: Http = None,
     config: ConfigFile = None,

@@ -8,6 +8,7 @@
 - `metrics`     one measured value, as monitoring shows it
 - `workers`     where blocking calls run (an interface)
 - `collector`   the garbage collector of a process that serves
+- `allocator`   the C library's memory in one
 - `inode`       inode and extent records
 - `chunk`       chunk, fragment and disk-location records
 - `redundancy`  (k, m) arithmetic: `rep:n` and `ec:k+m`

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from dfs import __version__
-from dfs.core import collector
+from dfs.core import allocator, collector
 from dfs.core.errors import DfsError
 from dfs.core.workers import Starters
 from dfs.master import membership, sessions
@@ -92,7 +92,7 @@ class MasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a chunk server may be silent before its fragments count as lost."""
     keep_retired_s: float = KEEP_S
     """How long chunks are kept whose bytes compaction or conversion has copied elsewhere."""
-    cache_bytes: int = 128 * 1024 * 1024
+    cache_bytes: int = 16 * 1024 * 1024
     """Memory for metadata that was read lately."""
     http: str = ""
     """`HOST:PORT` of the monitoring port; "": none."""
@@ -264,6 +264,7 @@ async def run_master(
 
     Raises ConfigError where the directory is in use or cannot be used, or the address is taken.
     """
+    allocator.keep_little()
     _allow_files()
     listeners = await listen_tcp(config.listen)
     address = listening_address(listeners[0])

@@ -138,9 +138,7 @@ class RocksStore:
         ConfigError: another process has it open, or `path` cannot be used.
     """
 
-    def __init__(
-        self, path: Path, *, cache_bytes: int = 128 * MIB, read_only: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, cache_bytes: int = 16 * MIB, read_only: bool = False) -> None:
         """`read_only`: for a checkpoint; it must be there, and nothing in it is touched."""
         self.path = path
         try:
@@ -307,10 +305,10 @@ def _options(cache_bytes: int) -> Options:
     # At every level: a block that is not cached is unpacked for one row of it. zstd at the bottom
     # would save a third of about 115 bytes a file, and cost 10 us for each such block.
     options.set_compression_type(DBCompressionType.lz4())
-    options.set_write_buffer_size(16 * MIB)
-    options.set_max_write_buffer_number(3)
+    options.set_write_buffer_size(8 * MIB)
+    options.set_max_write_buffer_number(2)
     options.set_level_compaction_dynamic_level_bytes(True)
-    options.set_max_bytes_for_level_base(64 * MIB)
+    options.set_max_bytes_for_level_base(32 * MIB)
     options.set_target_file_size_base(16 * MIB)
     options.set_max_background_jobs(2)
     options.set_bytes_per_sync(MIB)

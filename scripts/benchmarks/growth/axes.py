@@ -61,9 +61,13 @@ async def files(cluster: DevCluster, counts: Sequence[int], axis: Axis, say: Say
             async def put_next(number: int, first: int = first) -> None:
                 await put(first + number)
 
+            cpu = _cpu_s(cluster)
             await rate(batches, put_next, tasks=4)
-            filled = count
             await client.meta.sync()
+            spent_us = 1e6 * (_cpu_s(cluster) - cpu) / (count - filled)
+            name = "made in batches: master's processor"
+            axis.add(count, name, spent_us, "us", less_is_better=True)
+            filled = count
             axis.add(
                 count,
                 "master's memory per file",
