@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from dfs.cli import backups, checking, planning, render, rewriting, working
+from dfs.cli import backups, checking, job_views, planning, render, rewriting, working
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
@@ -127,7 +127,7 @@ def status_document(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> dict[
             "deleting": status.purge_queue,
         },
         "purge_queue": status.purge_queue,
-        "jobs": [working.job_document(job) for job in jobs],
+        "jobs": [job_views.job_document(job) for job in jobs],
         "servers": [server_document(server) for server in status.servers],
     }
 
@@ -200,7 +200,7 @@ def _print_status(status: "StatusReply", jobs: "tuple[JobInfo, ...]") -> None:
         print(f"{title:<9} {value}")
     for problem in status.problems:
         print(f"{'':<9} - {show(problem)}")
-    _print_work([job for job in jobs if working.is_at_work(job)])
+    _print_work([job for job in jobs if job_views.is_at_work(job)])
     print()
     _print_servers(status.servers)
 
@@ -212,7 +212,7 @@ def _print_work(jobs: "list[JobInfo]") -> None:
         about = f" of {show(job.subject)}" if job.subject else ""
         state = " (paused)" if job.state.name == "PAUSED" else ""
         note = f"; {show(job.note)}" if job.note else ""
-        lines.append(f"{job.kind}{about}{state}: {working.progress_text(job)}{note}")
+        lines.append(f"{job.kind}{about}{state}: {job_views.progress_text(job)}{note}")
     for number, line in enumerate(lines or ["nothing to do"]):
         print(f"{'' if number else 'Work':<9} {line}")
 

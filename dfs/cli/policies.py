@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dfs.cli import render, working
+from dfs.cli import job_views, render, working
 from dfs.cli.arguments import Json, RemotePath, RemotePaths, examples
 from dfs.cli.attributes import change_each
 from dfs.cli.connect import run
@@ -176,7 +176,7 @@ def set_policy(
             "path": show(root),
         }
         if dry_run:
-            return working.show_plan(await client.admin.plan("convert", **wanted), json)
+            return job_views.show_plan(await client.admin.plan("convert", **wanted), json)
 
         def operation(inode: "Inode") -> "SetPolicy | None":
             from dfs.wire.messages import SetPolicy
@@ -187,7 +187,7 @@ def set_policy(
         if not convert:
             return status
         job = await client.admin.start("convert", **wanted)
-        return await working.finish(client, job, wait, json) or status
+        return await job_views.finish(client, job, wait, json) or status
 
     return run(body)
 

@@ -6,14 +6,13 @@ import typer
 
 from dfs.cli.arguments import Json, examples
 from dfs.cli.connect import run
+from dfs.cli.job_views import finish, show_plan
 from dfs.cli.working import (
     Bandwidth,
     DryRun,
     Wait,
-    finish,
     parse_bandwidth,
     parse_share,
-    show_plan,
 )
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ The state machine, pure functions over a transaction:
 The shell around it, with time, chance and the network:
 
 - `liveness`        which servers and disks answer, from heartbeats
-- `placement`       which disks a new chunk goes to: pure, seeded
+- `placement`       which disks a new chunk goes to: pure, seeded; on the trees of `domains`
 - `leases`          how long sessions may stay silent
 - `chunk_reports`   what a disk holds against what the master believes
 - `health`          chunks counted by what is left of them

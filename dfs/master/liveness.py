@@ -30,8 +30,9 @@ import msgspec
 from dfs.core.chunk import DiskLocation, DiskState
 from dfs.core.ids import DiskId, ServerId
 from dfs.core.policy import Policy, Spread
+from dfs.master.domains import DiskView
 from dfs.master.keyspace import DiskRecord, ServerRecord
-from dfs.master.placement import DiskView, Placement, PlacementMap
+from dfs.master.placement import Placement, PlacementMap
 from dfs.wire.messages import DiskInfo, DiskReport, ServerInfo
 
 FULL_BELOW_BYTES: Final = 64 * 1024 * 1024

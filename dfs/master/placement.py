@@ -1,17 +1,15 @@
 """Which disks a new chunk goes to: pure, seeded from outside, a few microseconds a fragment.
 
-`PlacementMap` keeps the disks in one tree per spread in use (zone > rack > server > disk, as
-the policy asks); every domain holds the sum of the free bytes below it. Choosing a fragment's
+`PlacementMap` keeps the disks in one tree for each spread in use (`domains`). Choosing a fragment's
 disk walks down from the root: at each level draw two domains at random, weighted by free
 bytes, and take the emptier one. A domain that got a fragment sits out until all its siblings
 with room have one too, so that domains are filled evenly; a server that got one sits out for
-good, unless the policy spreads over disks only. Updating a disk and drawing one both cost
-O(log n).
+good, unless the policy spreads over disks only.
 
 Owned by `liveness.Liveness`, which feeds it from heartbeats.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from random import Random
@@ -24,6 +22,7 @@ from dfs.core.errors import DfsError, NoSpaceError, RedundancyError, Unavailable
 from dfs.core.ids import DiskId, ServerId
 from dfs.core.policy import Policy, Spread
 from dfs.core.redundancy import Redundancy
+from dfs.master.domains import DiskView, Domain, Hierarchy, SumTree, weight_of
 
 NAMED_MAX: Final = 6
 """Disks or servers that an error names at most; the rest are counted."""
@@ -35,24 +34,6 @@ LOCAL_FREE_RATIO: Final = 0.5
 """The client's host is preferred while its free share is this part of the cluster's, or more."""
 
 
-class DiskView(msgspec.Struct, frozen=True):
-    """A registered disk as placement sees it."""
-
-    disk: DiskId
-    server: ServerId
-    host: str
-    """Host part of the server's address."""
-    address: str
-    path: str
-    rack: str
-    zone: str
-    state: DiskState
-    """UP takes new data; UNSTEADY only where nothing else can."""
-    capacity: int
-    free: int
-    """Bytes dfs may still write."""
-
-
 class Placement(msgspec.Struct, frozen=True):
     """Disks for fragments 0, 1, ... of a new chunk; may be fewer than `redundancy.width`."""
 
@@ -60,148 +41,22 @@ class Placement(msgspec.Struct, frozen=True):
     disks: tuple[DiskId, ...]
 
 
-class SumTree:
-    """Weights of n slots with their sum, drawn from in proportion; set and find are O(log n)."""
-
-    __slots__ = ("_size", "sums")
-
-    def __init__(self, weights: Sequence[int]) -> None:
-        size = 1
-        while size < len(weights):
-            size *= 2
-        sums = [0] * (2 * size)
-        sums[size : size + len(weights)] = weights
-        for node in range(size - 1, 0, -1):
-            sums[node] = sums[2 * node] + sums[2 * node + 1]
-        self._size = size
-        self.sums = sums
-        """sums[1] is the total; read here by those for whom a call costs too much."""
-
-    @property
-    def total(self) -> int:
-        return self.sums[1]
-
-    def get(self, slot: int) -> int:
-        return self.sums[self._size + slot]
-
-    def set(self, slot: int, weight: int) -> int:
-        """The weight that it replaces."""
-        sums = self.sums
-        node = self._size + slot
-        old = sums[node]
-        change = weight - old
-        while node:
-            sums[node] += change
-            node >>= 1
-        return old
-
-    def find(self, point: int) -> int:
-        """The slot that holds `point` of the line of all weights, 0 <= point < total."""
-        sums, size = self.sums, self._size
-        node = 1
-        while node < size:
-            node <<= 1
-            left = sums[node]
-            if point >= left:
-                point -= left
-                node += 1
-        return node - size
-
-
-class _Domain:
-    """A zone, rack, server or (without children) disk in one tree."""
-
-    __slots__ = ("capacity", "children", "disk", "parent", "slot", "tree")
-
-    def __init__(self, capacity: int, disk: DiskId = 0) -> None:
-        self.capacity = capacity
-        self.disk = disk
-        self.children: list[_Domain] = []
-        self.parent: _Domain | None = None
-        self.slot = 0
-        self.tree = SumTree(())
-
-    def adopt(self, children: list["_Domain"], weights: Sequence[int]) -> None:
-        self.children = children
-        self.tree = SumTree(weights)
-        self.capacity = max(1, sum(child.capacity for child in children))
-        for slot, child in enumerate(children):
-            child.parent, child.slot = self, slot
-
-
-_LEVELS: Final[dict[Spread, tuple[Callable[[DiskView], object], ...]]] = {
-    Spread.DISK: (lambda disk: disk.server,),
-    Spread.SERVER: (lambda disk: disk.server,),
-    Spread.RACK: (lambda disk: (disk.zone, disk.rack), lambda disk: disk.server),
-    Spread.ZONE: (
-        lambda disk: disk.zone,
-        lambda disk: (disk.zone, disk.rack),
-        lambda disk: disk.server,
-    ),
-}
-"""Domains from the root down to the server, for each spread."""
-
-
-class _Hierarchy:
-    """All disks as one tree of domains. Weights are the free bytes of disks that take data."""
-
-    def __init__(self, views: Iterable[DiskView], spread: Spread) -> None:
-        self.leaves: dict[DiskId, _Domain] = {}
-        self.root = self._build(list(views), _LEVELS[spread])
-
-    def _build(
-        self, views: list[DiskView], levels: tuple[Callable[[DiskView], object], ...]
-    ) -> _Domain:
-        domain = _Domain(0)
-        if not levels:
-            leaves = [_Domain(max(1, view.capacity), view.disk) for view in views]
-            self.leaves.update((leaf.disk, leaf) for leaf in leaves)
-            domain.adopt(leaves, [weight_of(view) for view in views])
-            return domain
-        groups: dict[object, list[DiskView]] = {}
-        for view in views:
-            groups.setdefault(levels[0](view), []).append(view)
-        children = [self._build(group, levels[1:]) for group in groups.values()]
-        domain.adopt(children, [child.tree.total for child in children])
-        return domain
-
-    def set_weight(self, disk: DiskId, weight: int) -> None:
-        domain = self.leaves[disk]
-        while domain.parent is not None:
-            domain.parent.tree.set(domain.slot, weight)
-            domain = domain.parent
-            weight = domain.tree.total
-
-
-UNSTEADY_SHARE: Final = 4096
-"""A disk that is not trusted yet weighs as much as one with so many times less room."""
-
-
-def weight_of(view: DiskView) -> int:
-    """Weight of a disk in random draws: its free bytes, or 0 where it takes no new data."""
-    if view.state is DiskState.UP:
-        return max(0, view.free)
-    if view.state is DiskState.UNSTEADY and view.free > 0:
-        return max(1, view.free // UNSTEADY_SHARE)
-    return 0
-
-
 class _Draw:
     """Disks drawn for one chunk. Hides what may not be drawn again; `undo` shows it all again."""
 
-    def __init__(self, hierarchy: _Hierarchy, spread: Spread, random: Random) -> None:
+    def __init__(self, hierarchy: Hierarchy, spread: Spread, random: Random) -> None:
         self._hierarchy = hierarchy
         self._share_servers = spread is Spread.DISK
         self._random = random
         self._hidden: list[tuple[SumTree, int, int]] = []
-        self._waiting: dict[int, list[_Domain]] = {}
+        self._waiting: dict[int, list[Domain]] = {}
         self.disks: list[DiskId] = []
 
     def undo(self) -> None:
         for tree, slot, weight in reversed(self._hidden):
             tree.set(slot, weight)
 
-    def _set(self, domain: _Domain, weight: int) -> None:
+    def _set(self, domain: Domain, weight: int) -> None:
         parent = domain.parent
         assert parent is not None
         tree, slot = parent.tree, domain.slot
@@ -234,7 +89,7 @@ class _Draw:
         self.take(domain)
         return True
 
-    def take(self, leaf: _Domain) -> None:
+    def take(self, leaf: Domain) -> None:
         """Give the next fragment to this disk; its domains sit out the rest of their round."""
         if self._share_servers:
             self._set(leaf, 0)
@@ -245,7 +100,7 @@ class _Draw:
             self._waiting.setdefault(id(domain.parent), []).append(domain)
             domain = domain.parent
 
-    def reaches(self, leaf: _Domain) -> bool:
+    def reaches(self, leaf: Domain) -> bool:
         """Whether the next fragment may go to this disk, by what has been drawn so far."""
         way = [leaf]
         while way[-1].parent is not None:
@@ -257,19 +112,19 @@ class _Draw:
                 return False
         return True
 
-    def _next_round(self, domain: _Domain) -> bool:
+    def _next_round(self, domain: Domain) -> bool:
         """All children with room have a fragment: let those in again that can take another."""
         for child in self._waiting.pop(id(domain), []):
             self._set(child, self._remaining(child))
         return domain.tree.total > 0
 
-    def _remaining(self, domain: _Domain) -> int:
+    def _remaining(self, domain: Domain) -> int:
         if not domain.children[0].children:
             return domain.tree.total if self._share_servers else 0
         waiting = self._waiting.get(id(domain), ())
         return domain.tree.total + sum(self._remaining(child) for child in waiting)
 
-    def _emptier_of_two(self, domain: _Domain) -> _Domain:
+    def _emptier_of_two(self, domain: Domain) -> Domain:
         tree, children, random = domain.tree, domain.children, self._random.random
         total = tree.sums[1]
         first = tree.find(int(random() * total))
@@ -289,7 +144,7 @@ class PlacementMap:
 
     def __init__(self, views: Iterable[DiskView]) -> None:
         self._views = {view.disk: view for view in views}
-        self._hierarchies: dict[Spread, _Hierarchy] = {}
+        self._hierarchies: dict[Spread, Hierarchy] = {}
         servers: dict[ServerId, None] = {}
         self._by_host: dict[str, list[DiskId]] = {}
         self._capacity = 1
@@ -415,10 +270,10 @@ class PlacementMap:
         finally:
             draw.undo()
 
-    def _hierarchy(self, spread: Spread) -> _Hierarchy:
+    def _hierarchy(self, spread: Spread) -> Hierarchy:
         hierarchy = self._hierarchies.get(spread)
         if hierarchy is None:
-            hierarchy = self._hierarchies[spread] = _Hierarchy(self._views.values(), spread)
+            hierarchy = self._hierarchies[spread] = Hierarchy(self._views.values(), spread)
         return hierarchy
 
     def _redundancy_for(self, policy: Policy) -> Redundancy:

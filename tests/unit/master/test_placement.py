@@ -13,7 +13,8 @@ from dfs.core.chunk import DiskState
 from dfs.core.errors import NoSpaceError, RedundancyError, UnavailableError
 from dfs.core.policy import Policy, Spread
 from dfs.core.redundancy import Redundancy
-from dfs.master.placement import DiskView, Placement, PlacementMap, SumTree
+from dfs.master.domains import DiskView, SumTree
+from dfs.master.placement import Placement, PlacementMap
 
 GIB = 1 << 30
 
