@@ -28,6 +28,32 @@ def is_cached(fd: int, offset: int, length: int) -> bool:
     return True
 
 
+def read_cached(fd: int, offset: int, target: memoryview) -> bool:
+    """Read the range if all of it is there; whether it is. Does not block.
+
+    Where its beginning is not, the kernel begins to read ahead, as in `is_cached`.
+    """
+    try:
+        return os.preadv(fd, [target], offset, os.RWF_NOWAIT) == len(target)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+
+
+def read(fd: int, offset: int, target: memoryview) -> bool:
+    """Read the range, from the disk if need be; False where the file ends before."""
+    while target:
+        count = os.preadv(fd, [target], offset)
+        if not count:
+            return False
+        target = target[count:]
+        offset += count
+    return True
+
+
 def warm(fd: int, offset: int, length: int) -> None:
     """Bring the range into the page cache, without copying it: blocks until it is there.
 

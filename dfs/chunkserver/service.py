@@ -2,7 +2,7 @@
 
 A read of a fragment that is open and in the page cache is answered at once, in the loop that
 reads the connection; an append to one that has nobody to wait for when its thread says so; all else
-in a task of its own.
+in a task of its own. Few records are copied, many sent as a file.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
@@ -18,7 +18,7 @@ from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader, possible
 from dfs.chunkserver.listing import list_fragments
-from dfs.chunkserver.page_cache import drop, is_cached, warm
+from dfs.chunkserver.page_cache import drop, is_cached, read, read_cached, warm
 from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
 from dfs.wire.handlers import FilePayload, Handler, Later, Peer, ReplyResult
@@ -40,6 +40,13 @@ from dfs.wire.messages import (
     StatFragment,
     SyncFragments,
 )
+from dfs.wire.payloads import PayloadMemory
+
+COPY_MAX_BYTES: Final = 256 * 1024
+"""Records up to this size are copied into memory and leave with their reply in one system call;
+for more, sendfile costs less."""
+
+_COPIES_KEPT_BYTES: Final = 8 * 1024 * 1024
 
 REQUEST_CHUNKS_MAX: Final = 65536
 """Chunks one SyncFragments or DeleteFragments may name."""
@@ -55,6 +62,7 @@ class ChunkService:
         self.server: ServerId = 0
         """The master's number for this server; 0: not registered yet."""
         self._by_number: dict[DiskId, Disk] = {}
+        self._memory = PayloadMemory(_COPIES_KEPT_BYTES)
         self._started_at = trio.current_time()
         self.renumber()
 
@@ -150,7 +158,12 @@ class ChunkService:
                 start, size, records = fragment.file.locate(request.offset, request.length)
                 if not size:
                     return _NO_RECORDS
-                if is_cached(fragment.file.fd, start, size):
+                if size <= COPY_MAX_BYTES:
+                    target = self._memory.take(size)
+                    if read_cached(fragment.file.fd, start, target):
+                        disk.traffic.touch()
+                        return RecordsReply(records), (target,)
+                elif is_cached(fragment.file.fd, start, size):
                     disk.traffic.touch()
                     fragment.pin()
                     return _records(disk, fragment, start, size, records)
@@ -175,6 +188,8 @@ class ChunkService:
             start, size, records = fragment.file.locate(request.offset, request.length)
             if not size:
                 return _NO_RECORDS
+            if size <= COPY_MAX_BYTES:
+                return await self._copy(disk, fragment, request, start, size, records)
             cached = is_cached(fragment.file.fd, start, size)
             if not cached:
                 await disk.health.run_read(warm, fragment.file.fd, start, size)
@@ -190,6 +205,26 @@ class ChunkService:
             raise disk.health.judge_read(error) from error
         finally:
             fragment.unpin()
+
+    async def _copy(
+        self,
+        disk: Disk,
+        fragment: Fragment,
+        request: ReadRecords,
+        start: int,
+        size: int,
+        records: int,
+    ) -> ReplyResult:
+        """The answer to a small read, taken into memory."""
+        file = fragment.file
+        target = self._memory.take(size)
+        if not read_cached(file.fd, start, target):
+            if not await disk.health.run_read(read, file.fd, start, target):
+                file.check_present(start + size)
+                raise FragmentError(f"chunk {request.chunk} on {disk.path} was cut meanwhile")
+            if request.background:
+                drop(file.fd, start, size)
+        return RecordsReply(records), (target,)
 
     async def sync(self, _: Peer, request: SyncFragments, payload: memoryview) -> Empty:
         disk = self.disk(request.disk)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from dfs.client import local_files
+from dfs.client.answer import Slab
 from dfs.client.extent_map import ExtentMap
-from dfs.client.fetcher import Slab, StaleExtentError
+from dfs.client.fetcher import StaleExtentError
 from dfs.client.interval_map import Span
 from dfs.client.open_file import READ_STEP_BYTES
 from dfs.client.progress import Share

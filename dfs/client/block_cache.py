@@ -6,7 +6,7 @@ used and dropped together, as one slab. What was fetched ahead of a stream goes 
 been read: the memory is warm in the processor's caches, and serves the next fetch.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
@@ -126,10 +126,9 @@ class BlockCache:
     def _drop(self, slab: _Slab) -> None:
         self.used_bytes -= slab.size
         known = self._chunks[slab.chunk]
+        starts = known.starts
         for start in slab.starts:
             del known.blocks[start]
-        if known.blocks:
-            gone = set(slab.starts)
-            known.starts = [start for start in known.starts if start not in gone]
-        else:
+            del starts[bisect_left(starts, start)]
+        if not starts:
             del self._chunks[slab.chunk]

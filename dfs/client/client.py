@@ -96,7 +96,7 @@ class Client(PathOperations):
         self.resolver = Resolver(meta, place)
         self.reports = Reports(meta, nursery)
         self.cache = BlockCache(cache_bytes)
-        self.fetcher = Fetcher(meta, pool, self.resolver, workers, self.reports)
+        self.fetcher = Fetcher(meta, pool, self.resolver, workers, self.reports, nursery)
         self.reader = Reader(self.fetcher, self.cache, nursery)
         self.writers = ChunkWriters(
             WriteContext(

@@ -4,8 +4,9 @@ from typing import Final
 
 import trio
 
+from dfs.client.answer import Slab
 from dfs.client.block_cache import Block, BlockCache
-from dfs.client.fetcher import FETCH_MAX_BYTES, Fetcher, Slab
+from dfs.client.fetcher import FETCH_MAX_BYTES, Fetcher
 from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId
 
@@ -15,15 +16,25 @@ _PREFETCHES_MAX: Final = 8
 class _Flight:
     """A range that is being fetched."""
 
-    __slots__ = ("chunk", "done", "end", "slabs", "start")
+    __slots__ = ("_waiting", "end", "slabs", "start")
 
-    def __init__(self, chunk: ChunkId, start: int, end: int) -> None:
-        self.chunk = chunk
+    def __init__(self, start: int, end: int) -> None:
         self.start = start
         self.end = end
-        self.done = trio.Event()
         self.slabs: list[Slab] | None = None
-        """None after `done`: it failed, and whoever needs it fetches it anew."""
+        """None after `wait`: it failed, and whoever needs it fetches it anew."""
+        self._waiting: trio.Event | None = None
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        if self._waiting is None:
+            self._waiting = trio.Event()
+        await self._waiting.wait()
+
+    def landed(self) -> None:
+        """Wake who waits."""
+        if self._waiting is not None:
+            self._waiting.set()
 
 
 class Reader:
@@ -52,7 +63,7 @@ class Reader:
                 if flight is None:
                     slabs = await self._fetch(chunk, at, self._stop(chunk, at, end))
                 else:
-                    await flight.done.wait()
+                    await flight.wait()
                     slabs = flight.slabs or []
                 fetched = [block for slab in slabs for block in slab.blocks]
                 continue
@@ -109,7 +120,7 @@ class Reader:
     async def _fetch(
         self, chunk: ChunkId, start: int, end: int, *, once: bool = False
     ) -> list[Slab]:
-        flight = _Flight(chunk, start, end)
+        flight = _Flight(start, end)
         flights = self._flights.setdefault(chunk, [])
         flights.append(flight)
         try:
@@ -121,7 +132,7 @@ class Reader:
             flights.remove(flight)
             if not flights and self._flights.get(chunk) is flights:
                 del self._flights[chunk]
-            flight.done.set()
+            flight.landed()
         return slabs
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import trio
 
 from dfs.client.meta import Meta
@@ -63,15 +64,18 @@ class Place:
 class _Latency:
     """How long requests of one kind took: the last few, and a moving average."""
 
-    __slots__ = ("_ordered", "_samples", "average_s")
+    __slots__ = ("_ordered", "_samples", "average_s", "rank")
 
     def __init__(self) -> None:
         self.average_s = 0.0
+        self.rank = 0
+        """The average, in steps that are worth going elsewhere for."""
         self._samples: deque[float] = deque(maxlen=_SAMPLES)
         self._ordered: list[float] = []
 
     def add(self, seconds: float) -> None:
         self.average_s += _LATENCY_WEIGHT * (seconds - self.average_s)
+        self.rank = int(math.log2(1 + self.average_s * 500))
         if len(self._samples) == _SAMPLES:
             self._ordered.remove(self._samples[0])
         self._samples.append(seconds)
@@ -95,8 +99,7 @@ class _Seen:
     shun_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(msgspec.Struct, frozen=True, eq=False):
     """A fragment and the disk it lies on."""
 
     fragment: Fragment
@@ -114,6 +117,7 @@ class Resolver:
         self._place = place
         self._chunks: OrderedDict[ChunkId, Chunk] = OrderedDict()
         self._disks: dict[DiskId, DiskLocation] = {}
+        self._distances: dict[DiskId, int] = {}
         self._seen: dict[str, _Seen] = {}
         self._wanted: dict[ChunkId, list[_Answer]] = {}
         self._asking = False
@@ -124,6 +128,7 @@ class Resolver:
         """Take over what a reply of the master said."""
         for disk in layout.disks:
             self._disks[disk.disk] = disk
+            self._distances[disk.disk] = self._place.distance(disk)
         for chunk in layout.chunks:
             self._chunks[chunk.chunk] = chunk
             self._chunks.move_to_end(chunk.chunk)
@@ -132,6 +137,10 @@ class Resolver:
 
     def forget(self, chunk: ChunkId) -> None:
         self._chunks.pop(chunk, None)
+
+    def known(self, chunk: ChunkId) -> Chunk | None:
+        """What has been heard of a chunk, if anything."""
+        return self._chunks.get(chunk)
 
     def disk(self, disk: DiskId) -> DiskLocation | None:
         return self._disks.get(disk)
@@ -193,9 +202,10 @@ class Resolver:
             for fragment in chunk.fragments
             if (disk := self._disks.get(fragment.disk)) is not None
         ]
-        now = trio.current_time()
-        width = max(1, chunk.k + chunk.m)
-        found.sort(key=lambda source: self._rank(source, chunk, width, now))
+        if len(found) > 1:
+            now = trio.current_time()
+            width = max(1, chunk.k + chunk.m)
+            found.sort(key=lambda source: self._rank(source, chunk, width, now))
         return found
 
     def _rank(
@@ -210,12 +220,12 @@ class Resolver:
             if seen.shunned_until > now:
                 health += 1
             busy = seen.in_flight_bytes // _BUSY_STEP_BYTES
-            latency = int(math.log2(1 + seen.small.average_s * 500))
+            latency = seen.small.rank
         index = source.fragment.index
         # Data pieces join without decoding. Copies take turns, chunk by chunk.
         parity = int(chunk.k > 1 and index >= chunk.k)
         turn = index if chunk.k > 1 else (index + chunk.chunk) % width
-        return health, self._place.distance(source.disk), parity, busy, latency, turn
+        return health, self._distances[source.disk.disk], parity, busy, latency, turn
 
     # ---------------------------------------------------------------- what we see
 

@@ -212,14 +212,29 @@ def parse_record(
         CorruptError: as `parse_header`, or the payload is cut short or damaged.
     """
     header = parse_header(buffer, chunk=chunk, content_index=content_index, position=position)
+    return take_record(buffer, position, header, chunk=chunk, verify_payload=verify_payload)
+
+
+def take_record(
+    buffer: memoryview,
+    position: int,
+    header: RecordHeader,
+    *,
+    chunk: ChunkId,
+    verify_payload: bool = True,
+) -> Record:
+    """The record at `position` of `buffer`, whose `header` has been parsed.
+
+    Raises:
+        CorruptError: the payload is cut short or damaged.
+    """
     start = position + HEADER_BYTES
     payload = buffer[start : start + header.payload_length]
     if len(payload) != header.payload_length:
         raise _corrupt(chunk, position, "the record is cut short")
-    record = Record(header, payload)
-    if verify_payload and not record.intact:
+    if verify_payload and checksum(payload) != header.payload_xxh3:
         raise _corrupt(chunk, position, f"block {header.block_index} does not match its checksum")
-    return record
+    return Record(header, payload)
 
 
 def parse_records(

@@ -31,6 +31,8 @@ R = TypeVar("R", bound=Message)
 
 _FLUSH: Final = 32
 """Answers that leave together; then the other side can go on while this one does the rest."""
+_AT_ONCE_BYTES: Final = 256 * 1024
+"""Payloads up to this size are most often there as a whole when their frame is."""
 _TURN: Final = 128
 """Requests answered in a row before other tasks get their turn."""
 
@@ -300,6 +302,11 @@ class Connection:
         """The payload of the frame just read, received where it will stay."""
         target = self._memory.take(length)
         rest = target[self._reader.take_payload(target) :]
+        if rest and length <= _AT_ONCE_BYTES:
+            count = self._transport.try_receive(rest)
+            if count:
+                self._calls.heard_at = trio.current_time()
+                rest = rest[count:]
         if rest:
             end = trio.current_time() + within_s
             with self._stall_scope() as scope:

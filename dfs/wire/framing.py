@@ -207,8 +207,11 @@ class FrameReader:
     def take_payload(self, target: memoryview) -> int:
         """Copy what has already arrived of a payload to the front of `target`; how much."""
         count = min(len(target), self._end - self._start)
-        target[:count] = self._view[self._start : self._start + count]
-        self._start += count
+        if count:
+            target[:count] = self._view[self._start : self._start + count]
+            self._start += count
+            # Filled by a payload: the larger it is, the more of each is copied here.
+            self._filled = False
         return count
 
     def skip_payload(self, length: int) -> int:

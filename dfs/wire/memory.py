@@ -147,6 +147,10 @@ class MemoryTransport:
                     return 0
             await pipe.wait()
 
+    def try_receive(self, buffer: memoryview) -> int:
+        self._check()
+        return self._incoming.take(buffer) if self._incoming.flows() else 0
+
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True

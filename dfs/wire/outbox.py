@@ -21,6 +21,8 @@ JOIN_BYTES_MAX: Final = 16 * 1024
 """Payloads up to this size are copied behind their frame; larger ones are sent where they lie."""
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
+_NOW_MAX: Final = 64
+"""Buffers that are sent in one call by who puts them in."""
 _FILE_COST_BYTES: Final = 64 * 1024
 """What an open file counts for in the bytes queued, as its payload takes no memory."""
 
@@ -123,20 +125,43 @@ class Outbox:
         """Send at once what goes without waiting; the sender does the rest."""
         if self._sending or self._closed:
             return
-        if not self._queue:
-            if not self._tail:
-                return
-            try:
+        try:
+            if self._queue:
+                self._send_now()
+            elif self._tail:
                 sent = self._transport.try_send((self._tail,))
-            except DfsError as error:
-                self._error = error
-            else:
                 if sent == len(self._tail):
                     self._tail.clear()
-                    self._room.unpark_all()
-                    return
-                del self._tail[:sent]
-        self.wake()
+                else:
+                    del self._tail[:sent]
+        except DfsError as error:
+            self._error = error
+        if self._queue or self._tail:
+            self.wake()
+        elif self._room:
+            self._room.unpark_all()
+
+    def _send_now(self) -> None:
+        """Send what goes without waiting of the frames that come before a file."""
+        self._seal_tail()
+        queue = self._queue
+        buffers: list[Buffer] = []
+        for item in queue:
+            if item.file is not None or len(buffers) >= _NOW_MAX:
+                break
+            buffers.extend(item.buffers)
+        sent = self._transport.try_send(buffers) if buffers else 0
+        while sent:
+            item = queue[0]
+            size = sum(map(len, item.buffers))
+            if sent < size:
+                item.begun = True
+                item.buffers = _rest(item.buffers, sent)
+                return
+            sent -= size
+            queue.popleft()
+            self._queued -= item.size
+            item.finish()
 
     def wake(self) -> None:
         """Have the sender send all, one scheduler tick from now."""
@@ -224,3 +249,15 @@ class Outbox:
             self._queued -= total
             for item in batch:
                 item.finish()
+
+
+def _rest(buffers: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What is left of buffers when so many bytes of them have been sent."""
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if sent >= len(buffer):
+            sent -= len(buffer)
+        else:
+            rest.append(memoryview(buffer)[sent:] if sent else buffer)
+            sent = 0
+    return rest

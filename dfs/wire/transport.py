@@ -66,6 +66,9 @@ class Transport(Protocol):
         wait for more at once.
         """
 
+    def try_receive(self, buffer: memoryview) -> int:
+        """Receive what is there to the front of `buffer`; 0: nothing yet, or the stream's end."""
+
     async def aclose(self) -> None:
         """Close at once, without waiting for anything to arrive. May be repeated."""
 
@@ -168,6 +171,14 @@ class TcpTransport:
                 # that other tasks get their turn.
                 self._eager = _EAGER_MAX
             return count
+
+    def try_receive(self, buffer: memoryview) -> int:
+        try:
+            return self._socket.recv_into(buffer)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self._broken(error) from error
 
     def _set_low_water(self, count: int) -> None:
         """Let the kernel wake us only for so many bytes: a large payload costs a few turns."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -313,10 +314,90 @@ async def test_a_bad_sector_costs_its_reader_an_error_and_nobody_the_connection(
         assert not peer.closed
 
 
+class BadPage:
+    """Stands in for os.preadv: any read of this byte of a file ends there with EIO."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self._preadv = os.preadv
+
+    def __call__(self, fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise BlockingIOError
+        if offset <= self.at < offset + len(buffers[0]):
+            if offset == self.at:
+                raise OSError(errno.EIO, "Input/output error")
+            buffers = [buffers[0][: self.at - offset]]
+        return self._preadv(fd, buffers, offset, flags)
+
+
+@pytest.mark.allow_logs("a read failed: Input/output error")
+async def test_a_bad_sector_in_a_small_read_costs_its_reader_an_error_and_nobody_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as peer:
+        await append(peer, encode([50_000] * 3, level=None))
+        monkeypatch.setattr(os, "preadv", BadPage(70_000))
+        with pytest.raises(DiskError, match="Input/output error"):
+            await read(peer, 0, 150_000)
+        assert await read(peer, 0, 1) == (0, [raw_block(7, 0, 50_000)])
+        assert await read(peer, 100_000, 1) == (100_000, [raw_block(7, 2, 50_000)])
+        assert not peer.closed
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_small_reads_that_have_to_wait_for_the_disk_do_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """What is in the page cache is answered at once, what is not by a thread; both are right."""
+    async with serving(tmp_path) as peer:
+        await append(peer, encode([50_000] * 3, level=None))
+        preadv = os.preadv
+        waiting, go_on = threading.Event(), threading.Event()
+
+        def disk_is_busy(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+            if offset < 50_000:
+                if flags & os.RWF_NOWAIT:
+                    raise BlockingIOError
+                waiting.set()
+                assert go_on.wait(10)
+            return preadv(fd, buffers, offset, 0)
+
+        monkeypatch.setattr(os, "preadv", disk_is_busy)
+        slow: list[memoryview] = []
+
+        async def read_slowly() -> None:
+            request = ReadRecords(DISK, 7, 0, 1, background=background)
+            slow.append((await peer.call_raw(request, RecordsReply, timeout_s=10))[1])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_slowly)
+            await trio.to_thread.run_sync(waiting.wait, 10)
+            assert await read(peer, 100_000, 1) == (100_000, [raw_block(7, 2, 50_000)])
+            assert not slow
+            go_on.set()
+        (record,) = parse_records(slow[0], chunk=7, content_index=0)
+        assert record.payload == raw_block(7, 0, 50_000)
+
+
+async def test_what_many_read_at_once_is_not_overwritten_before_it_is_sent(tmp_path: Path) -> None:
+    """Answers share memory, one after the other: not before the one before has left."""
+    async with serving(tmp_path) as peer:
+        await append(peer, encode([120_000] * 30, level=None))
+
+        async def look(block: int) -> None:
+            start = block * 120_000
+            assert await read(peer, start, 1) == (start, [raw_block(7, block, 120_000)])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(look, number * 7 % 30)
+
+
 @pytest.mark.allow_logs("a read failed: Input/output error", "has failed: Input/output error")
 async def test_a_disk_whose_reads_fail_while_they_are_sent_is_noticed(tmp_path: Path) -> None:
     async with opened(tmp_path) as disk:
-        await disk.append(header(), batch(encode([1000])))
+        await disk.append(header(), batch(encode([200_000] * 2, level=None)))
         service = ChunkService([disk])
         for _ in range(3):
             assert not disk.report().failed

@@ -22,13 +22,19 @@ def count_reads(client: Any) -> list[ReadRecords]:
     """Every read request that the client sends from now on."""
     seen: list[ReadRecords] = []
     pool = client.fetcher._pool
-    call_raw = pool.call_raw
+    call_raw, post = pool.call_raw, pool.post
 
     async def counted(address: str, request: Any, *args: Any, **more: Any) -> Any:
         seen.append(request)
         return await call_raw(address, request, *args, **more)
 
-    pool.call_raw = counted
+    def posted(address: str, request: Any, *args: Any, **more: Any) -> Any:
+        call = post(address, request, *args, **more)
+        if call is not None and isinstance(request, ReadRecords):
+            seen.append(request)
+        return call
+
+    pool.call_raw, pool.post = counted, posted
     return seen
 
 
