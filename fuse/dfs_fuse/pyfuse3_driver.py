@@ -28,6 +28,7 @@ from dfs_fuse.interrupts import Interrupts
 from dfs_fuse.kernel_clock import means_now
 from dfs_fuse.kernel_sizes import KernelSizes
 from dfs_fuse.options import MountOptions
+from dfs_fuse.request_pump import RequestPump
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
 
@@ -51,6 +52,7 @@ async def serve(vfs: Vfs, options: MountOptions, ready: Callable[[], None]) -> N
     """
     interrupts = Interrupts()
     operations = _Operations(vfs, interrupts, ready)
+    pyfuse3.trio = RequestPump()  # type: ignore[attr-defined]
     pyfuse3.init(operations, options.point, set(options.fuse_options))
     try:
         async with trio.open_nursery() as nursery:
