@@ -31,6 +31,7 @@ from dfs.core import collector
 from dfs.core.errors import ConfigError, DfsError
 from dfs.wire.handlers import Handler
 from dfs.wire.hello import Hello
+from dfs.wire.limits import MIB, Limits
 from dfs.wire.messages import Message
 from dfs.wire.pool import Pool
 from dfs.wire.serve import Listener, serve
@@ -48,6 +49,8 @@ _ANYWHERE = {"", "0.0.0.0", "::"}
 
 STOP_S: Final = 5.0
 """What a clean stop may take."""
+LIMITS: Final = Limits(kept_bytes=64 * MIB)
+"""Of the connections to other servers: a few fragments are made at a time, from many pieces."""
 
 
 async def run_chunkserver(
@@ -104,7 +107,7 @@ async def _run(
         service = ChunkService(disks)
         cluster = next((disk.identity.cluster for disk in disks if disk.identity.cluster), "")
         hello = Hello("chunkserver", cluster=cluster, token=config.token)
-        async with Pool(hello=hello, connector=connector, random=random) as pool:
+        async with Pool(hello=hello, connector=connector, random=random, limits=LIMITS) as pool:
             reporter = Reporter(
                 service,
                 pool,

@@ -5,7 +5,7 @@ work takes a turn before each step of a few MiB, and gets it when no client's re
 and none was a moment ago. While clients are at work at all, steps are some way apart too: a pause
 of a client is most often one in which it computes, and it needs the machine for that. Under
 clients that never pause background work gets one step now and then, all of it together: slow, but
-it ends.
+it ends. What makes data safe that the next failure would take hardly waits for them.
 """
 
 from typing import Final
@@ -23,6 +23,8 @@ APART_S: Final = 0.07
 they take two fifths of its time."""
 YIELD_MOST_S: Final = 0.2
 """A turn comes after so long, whatever clients do."""
+URGENT_YIELD_S: Final = 0.02
+"""The same, of work that is urgent: its steps are not apart either."""
 
 
 class Rate:
@@ -49,6 +51,7 @@ class Traffic:
         self._next_step = 0.0
         self._ended = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
+        self._urgent_turn = trio.Lock()
 
     def begin(self) -> None:
         """A client's request begins to use the disk; `end` must follow."""
@@ -64,21 +67,29 @@ class Traffic:
         """A client's request came, and was answered at once."""
         self._last = trio.current_time()
 
-    async def turn(self, size: int = STEP_BYTES) -> None:
+    async def turn(self, size: int = STEP_BYTES, *, urgent: bool = False) -> None:
         """Wait until background work may take its next step, of `size` bytes."""
         if not self._in_flight and trio.current_time() >= self._last + AT_WORK_S:
             await trio.lowlevel.checkpoint()
             return
         # One at a time: however much background work there is, clients share with one.
+        if urgent:
+            async with self._urgent_turn:
+                await self._quiet(URGENT_YIELD_S)
+            return
         async with self._turn:
-            with trio.move_on_after(YIELD_MOST_S):
-                while not self._is_quiet():
-                    if self._in_flight:
-                        await self._ended.park()
-                    else:
-                        await trio.sleep_until(self._last + QUIET_S)
+            await self._quiet(YIELD_MOST_S)
             await trio.sleep_until(self._next_step)
             self._next_step = trio.current_time() + APART_S * min(1.0, size / STEP_BYTES)
+
+    async def _quiet(self, most_s: float) -> None:
+        """Return when clients want nothing, or after so long."""
+        with trio.move_on_after(most_s):
+            while not self._is_quiet():
+                if self._in_flight:
+                    await self._ended.park()
+                else:
+                    await trio.sleep_until(self._last + QUIET_S)
 
     def _is_quiet(self) -> bool:
         return not self._in_flight and trio.current_time() >= self._last + QUIET_S

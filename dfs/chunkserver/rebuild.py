@@ -4,6 +4,7 @@ While one range is put together and written, the next is read; more is never in 
 """
 
 from collections.abc import AsyncGenerator, Sequence
+from itertools import groupby
 from typing import Final
 from uuid import UUID
 
@@ -15,16 +16,16 @@ from dfs.chunkserver.fragment_format import FragmentHeader
 from dfs.chunkserver.pace import Rate
 from dfs.chunkserver.sources import Block, Sources
 from dfs.chunkserver.verify import verify
-from dfs.core.block import restore_record
+from dfs.core.block import restore_records
 from dfs.core.buffers import Buffer
 from dfs.core.errors import CorruptError, FragmentError
 from dfs.core.redundancy import Redundancy
 from dfs.core.workers import Workers
-from dfs.wire.messages import RebuildFragment, RebuiltFragment
+from dfs.wire.messages import READ_MAX_BYTES, RebuildFragment, RebuiltFragment
 from dfs.wire.pool import Pool
 
 RANGE_BYTES: Final = 4 * 1024 * 1024
-"""Raw bytes gathered at a time."""
+"""Asked of a source at a time; and so of each of k, as far as one request may ask for."""
 
 
 async def rebuild(
@@ -49,9 +50,9 @@ async def rebuild(
             )
         sources = Sources(
             pool, workers, request.chunk, Redundancy(request.k, request.m), request.sources,
-            index=header.content_index,
+            index=header.content_index, urgent=request.urgent,
         )  # fmt: skip
-        await _fill(disk, arrival, sources, request.length, workers, rate)
+        await _fill(disk, arrival, sources, request, workers, rate)
         await arrival.seal(request.length)
         await disk.adopt(arrival)
         bad = tuple(sorted(sources.bad.items()))
@@ -77,22 +78,29 @@ async def _held(disk: Disk, header: FragmentHeader, length: int, rate: Rate) -> 
 
 
 async def _fill(
-    disk: Disk, arrival: Arrival, sources: Sources, length: int, workers: Workers, rate: Rate
+    disk: Disk,
+    arrival: Arrival,
+    sources: Sources,
+    request: RebuildFragment,
+    workers: Workers,
+    rate: Rate,
 ) -> None:
     """Write all records of the fragment."""
+    length = request.length
+    step = min(request.k * RANGE_BYTES, READ_MAX_BYTES)
 
     async def read() -> AsyncGenerator[list[Block], None]:
         offset = 0
         while offset < length:
             before = sources.read_bytes
-            blocks = await sources.gather(offset, min(offset + RANGE_BYTES, length))
+            blocks = await sources.gather(offset, min(offset + step, length))
             yield blocks
             offset = blocks[-1].header.raw_end
             await rate.spend(sources.read_bytes - before)
 
     async def write(blocks: list[Block]) -> None:
         batch = await workers.run(_restore, blocks, sources)
-        await disk.traffic.turn(len(batch.payload))
+        await disk.traffic.turn(len(batch.payload), urgent=request.urgent)
         await arrival.append(batch)
 
     await one_ahead(read(), write)
@@ -103,15 +111,13 @@ def _restore(blocks: Sequence[Block], sources: Sources) -> Batch:
     index = sources.index
     assert index is not None
     buffers: list[Buffer] = []
-    for block in blocks:
-        record = block.records.get(index)
-        if record is not None:
-            buffers.append(record)
+    for there, group in groupby(blocks, lambda block: index in block.records):
+        if there:
+            buffers += [block.records[index] for block in group]
             continue
+        lost = [(block.header, block.payloads) for block in group]
         try:
-            buffers += restore_record(
-                sources.chunk, block.header, block.payloads, sources.redundancy, index
-            )
+            buffers += restore_records(sources.chunk, lost, sources.redundancy, index)
         except CorruptError as error:
             raise FragmentError(
                 f"chunk {sources.chunk}: {error.message}, though each piece matches its checksum",

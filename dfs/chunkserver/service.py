@@ -151,7 +151,7 @@ class ChunkService:
                 f"0 to {READ_MAX_BYTES} at once are allowed"
             )
         if request.background:
-            return self._read_in_background(disk, request)
+            return self._read_slowly(disk, request)
         fragment = disk.peek(request.chunk)
         if fragment is not None:
             try:
@@ -178,16 +178,14 @@ class ChunkService:
         finally:
             disk.traffic.end()
 
-    async def _read_in_background(self, disk: Disk, request: ReadRecords) -> ReplyResult:
-        await disk.traffic.turn(request.length)
-        return await self._read_slowly(disk, request)
-
     async def _read_slowly(self, disk: Disk, request: ReadRecords) -> ReplyResult:
         fragment = await disk.fragment(request.chunk)
         try:
             start, size, records = fragment.file.locate(request.offset, request.length)
             if not size:
                 return _NO_RECORDS
+            if request.background:
+                await disk.traffic.turn(size, urgent=request.urgent)
             if size <= COPY_MAX_BYTES:
                 return await self._copy(disk, fragment, request, start, size, records)
             cached = is_cached(fragment.file.fd, start, size)

@@ -64,9 +64,10 @@ class Sources:
         sources: Sequence[FragmentSource],
         *,
         index: int | None = None,
+        urgent: bool = False,
     ) -> None:
         """`sources`: nearest first. `index`: the fragment that is wanted; a block that comes with
-        a record of it needs no others. `workers` verify."""
+        a record of it needs no others. `workers` verify. `urgent`: as of `ReadRecords`."""
         self.chunk = chunk
         self.redundancy = redundancy
         self.index = index
@@ -77,6 +78,7 @@ class Sources:
         self.read_bytes = 0
         self._pool = pool
         self._workers = workers
+        self._urgent = urgent
         self._sources = tuple(dict.fromkeys(sources))
 
     async def gather(self, offset: int, end: int) -> list[Block]:
@@ -100,7 +102,9 @@ class Sources:
 
     async def ask(self, source: FragmentSource, offset: int, end: int) -> _Answer:
         """What one source has of a range. Raises DfsError when it has nothing to say."""
-        request = ReadRecords(source.disk, self.chunk, offset, end - offset, background=True)
+        request = ReadRecords(
+            source.disk, self.chunk, offset, end - offset, background=True, urgent=self._urgent
+        )
         try:
             _, payload = await self._pool.call_raw(
                 source.address, request, RecordsReply, timeout_s=READ_TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Erasure coding of one block: any k of k + m pieces give the bytes back (pyeclib lives here only).
+"""Erasure coding of blocks: any k of k + m pieces give the bytes back (pyeclib lives here only).
 
 The code is ISA-L's systematic Cauchy Reed-Solomon (`isa_l_rs_cauchy`): pieces 0 to k - 1 are the
 data itself, cut into k slices of `piece_length` bytes, the last ones padded with zeros; pieces k to
@@ -8,7 +8,7 @@ by encoding zeros. Everything here is pure and may be called from any thread; py
 GIL while it works.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from dfs.core.errors import CorruptError
 
 _FOREIGN_HEADER_BYTES: Final = 80
 _BACKEND: Final = "isa_l_rs_cauchy"
+_GRAIN_BYTES: Final = 64 * 1024
+"""Lengths of pieces that are rebuilt together are rounded up to this: few headers are needed."""
 
 
 def piece_length(length: int, k: int) -> int:
@@ -53,24 +55,37 @@ def decode(pieces: Mapping[int, Buffer], length: int, k: int, m: int) -> bytes |
 
 
 def rebuild(
-    pieces: Mapping[int, Buffer], missing_index: int, length: int, k: int, m: int
-) -> memoryview:
-    """Piece `missing_index`, from at least k others, without decoding the whole.
+    pieces: Mapping[int, Sequence[Buffer]], missing: Sequence[int], k: int, m: int
+) -> dict[int, memoryview]:
+    """Pieces `missing` of many blocks, one behind the other, from the same k others of each.
+
+    The code works byte by byte: what stands one behind the other is coded as one. So it takes one
+    call without the GIL, however many blocks there are.
 
     Raises:
-        CorruptError: as `decode`.
+        CorruptError: fewer than k pieces, a wrong index, or not the same length of each.
     """
-    size = _checked_size(pieces, length, k, m)
-    if not 0 <= missing_index < k + m:
-        raise CorruptError(f"{k}+{m} pieces have no piece {missing_index}")
-    dressed = _dress(
-        {index: piece for index, piece in pieces.items() if index != missing_index}, size, k, m
-    )
+    for index in (*pieces, *missing):
+        if not 0 <= index < k + m:
+            raise CorruptError(f"{k}+{m} pieces have no piece {index}")
+    chosen = sorted(pieces.keys() - set(missing))[:k]
+    if len(chosen) < k:
+        raise CorruptError(f"{len(chosen)} pieces are too few: any {k} of {k}+{m} are needed")
+    length, *others = {sum(map(len, pieces[index])) for index in chosen}
+    if others:
+        raise CorruptError(f"the pieces of {k}+{m} are {length} and {others[0]} bytes long")
+    size = -(-length // _GRAIN_BYTES) * _GRAIN_BYTES
+    headers, padding = _headers(size, k, m), bytes(size - length)
+    dressed = [b"".join((headers[index], *pieces[index], padding)) for index in chosen]
     try:
-        (piece,) = _driver(k, m).reconstruct(dressed, [missing_index])
+        rebuilt = _driver(k, m).reconstruct(dressed, list(missing))
     except ECDriverError as error:
-        raise CorruptError(f"cannot rebuild piece {missing_index} of {k}+{m}: {error}") from error
-    return memoryview(piece)[_FOREIGN_HEADER_BYTES:]
+        raise CorruptError(f"cannot rebuild pieces {missing} of {k}+{m}: {error}") from error
+    start = _FOREIGN_HEADER_BYTES
+    return {
+        index: memoryview(piece)[start : start + length]
+        for index, piece in zip(missing, rebuilt, strict=True)
+    }
 
 
 def _checked_size(pieces: Mapping[int, Buffer], length: int, k: int, m: int) -> int:

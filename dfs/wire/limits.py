@@ -26,6 +26,8 @@ class Limits:
     """Bytes waiting to be sent on one connection; then callers wait and requests are not read."""
     held_bytes: int = 64 * MIB
     """Payloads of requests being handled by one server, all connections together."""
+    kept_bytes: int = 32 * MIB
+    """Of memory that payloads are received into, kept for the next ones."""
     connections: int = 4096
     """Accepted by one server; further ones are refused with BusyError."""
     hello_s: float = 5.0

@@ -1135,6 +1135,8 @@ class ReadRecords(Message, frozen=True):
     length: int
     background: bool = False
     """For repair, scrub and the like: clients go first."""
+    urgent: bool = False
+    """With `background`: they do not go first for long."""
 
 
 READ_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -1228,6 +1230,8 @@ class RebuildFragment(Message, frozen=True):
     """Bytes a second read from sources; 0: no bound but that clients go first."""
     keep: bool = False
     """The metadata may be older than what the disk holds."""
+    urgent: bool = False
+    """The chunk cannot lose another fragment: clients do not go first for long."""
 
 
 class RebuiltFragment(Message, frozen=True):

@@ -20,7 +20,7 @@ class Side:
     limits: Limits
     budget: ByteBudget
     """Payloads of requests that are being handled are taken from it."""
-    memory: PayloadMemory = field(default_factory=PayloadMemory)
+    memory: PayloadMemory
     complaints: Complaints = field(default_factory=Complaints)
 
 
@@ -31,4 +31,10 @@ def make_side(
 ) -> Side:
     """Raises ValueError when a handler's type is no request of the method table."""
     limits = limits or Limits()
-    return Side(hello, make_routes(handlers or {}), limits, ByteBudget(limits.held_bytes))
+    return Side(
+        hello,
+        make_routes(handlers or {}),
+        limits,
+        ByteBudget(limits.held_bytes),
+        PayloadMemory(limits.kept_bytes),
+    )

@@ -115,9 +115,13 @@ def job(cluster: Cluster, kind: str) -> dict[str, Any]:
 
 
 def servers(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    """By name."""
+    """Those that the master knows, by name."""
     found = {each["address"]: each for each in cluster.json("admin", "servers")["servers"]}
-    return {name: found[process.address] for name, process in cluster.servers.items()}
+    return {
+        name: found[process.address]
+        for name, process in cluster.servers.items()
+        if process.address in found
+    }
 
 
 def is_whole(cluster: Cluster) -> bool:

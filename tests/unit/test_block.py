@@ -23,7 +23,7 @@ from dfs.core.block import (
     encode_block,
     parse_header,
     parse_records,
-    restore_record,
+    restore_records,
 )
 from dfs.core.buffers import Buffer
 from dfs.core.chunk import BLOCK_MAX_BYTES, CHUNK_MAX_BYTES
@@ -84,8 +84,42 @@ def test_a_block_comes_back_from_any_k_of_its_records(
     assert decode_block(record.header, payloads, redundancy) == raw
     if redundancy.k > 1:
         lost = rng.randrange(redundancy.width)
-        again = restore_record(chunk, record.header, payloads, redundancy, lost)
+        again = restore_records(chunk, [(record.header, payloads)], redundancy, lost)
         assert b"".join(again) == stored(encoded, lost)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([each for each in REDUNDANCIES if each.k > 1]),
+    st.sampled_from([None, 3]),
+    st.lists(st.integers(1, 9000), min_size=1, max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_records_of_many_blocks_are_restored_together(
+    redundancy: Redundancy, level: int | None, lengths: list[int], rng: random.Random
+) -> None:
+    """Whichever of their pieces are there, as many again."""
+    lost = rng.randrange(redundancy.width)
+    others = [index for index in range(redundancy.width) if index != lost]
+    blocks, wanted, offset = [], [], 0
+    chosen = rng.sample(others, redundancy.k)
+    for number, length in enumerate(lengths):
+        raw = rng.randbytes(length) if rng.random() < 0.5 else TEXT[:length]
+        encoded = encode_block(9, number, offset, raw, redundancy=redundancy, level=level)
+        offset += length
+        wanted.append(stored(encoded, lost))
+        if rng.random() < 0.3:
+            chosen = rng.sample(others, redundancy.k)
+        payloads = {index: memoryview(encoded.fragments[index][1]) for index in chosen}
+        header = parse_header(encoded.fragments[chosen[0]][0], chunk=9, content_index=chosen[0])
+        blocks.append((header, payloads))
+    assert b"".join(restore_records(9, blocks, redundancy, lost)) == b"".join(wanted)
+    header, payloads = blocks[-1]
+    wrong = bytearray(payloads[chosen[0]])
+    wrong[0] ^= 1
+    blocks[-1] = header, {**payloads, chosen[0]: memoryview(wrong)}
+    with pytest.raises(CorruptError):
+        restore_records(9, blocks, redundancy, lost)
 
 
 def test_replicas_share_one_list_of_identical_bytes() -> None:

@@ -32,8 +32,8 @@ def test_any_piece_is_rebuilt_from_k_others(
     pieces = erasure.encode(data, k, m)
     missing = random.randrange(k + m)
     others = random.sample([index for index in range(k + m) if index != missing], k)
-    rebuilt = erasure.rebuild({index: pieces[index] for index in others}, missing, len(data), k, m)
-    assert rebuilt == pieces[missing]
+    rebuilt = erasure.rebuild({index: [pieces[index]] for index in others}, [missing], k, m)
+    assert rebuilt == {missing: pieces[missing]}
 
 
 def test_every_loss_of_two_is_survived_by_ec_4_2() -> None:
@@ -58,7 +58,7 @@ def test_too_few_pieces_are_refused() -> None:
     with pytest.raises(CorruptError, match="3 pieces are too few: any 4 of 4\\+2"):
         erasure.decode({i: pieces[i] for i in (0, 2, 5)}, 100, 4, 2)
     with pytest.raises(CorruptError, match="too few"):
-        erasure.rebuild({i: pieces[i] for i in (0, 1, 2, 3)}, 0, 100, 4, 2)
+        erasure.rebuild({i: [pieces[i]] for i in (0, 1, 2, 3)}, [0], 4, 2)
 
 
 def test_a_piece_of_another_length_or_index_is_refused() -> None:
@@ -68,4 +68,6 @@ def test_a_piece_of_another_length_or_index_is_refused() -> None:
     with pytest.raises(CorruptError, match="no piece 6"):
         erasure.decode(pieces | {6: pieces[1]}, 100, 4, 2)
     with pytest.raises(CorruptError, match="no piece 6"):
-        erasure.rebuild(pieces, 6, 100, 4, 2)
+        erasure.rebuild({index: [piece] for index, piece in pieces.items()}, [6], 4, 2)
+    with pytest.raises(CorruptError, match="25 and 24|24 and 25"):
+        erasure.rebuild({1: [b"x" * 24], 2: [b"x" * 25], 3: [b""] * 3, 4: [b"x"] * 25}, [0], 4, 2)

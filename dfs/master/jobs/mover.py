@@ -40,7 +40,7 @@ REPORT_AFTER_S: Final = 30.0
 """After an order whose end is not known, its disk is asked what it holds this much later."""
 NO_ROOM_S: Final = 60.0
 """A full disk whose reserve is used up, too, is not tried again for so long."""
-TARGET_AT_ONCE: Final = 2
+TARGET_AT_ONCE: Final = 3
 """Fragments made on one disk at a time: reading and writing overlap, and clients get through."""
 
 
@@ -161,8 +161,10 @@ class Mover:
 
     # ------------------------------------------------------------------ making it
 
-    async def make(self, chunk: Chunk, index: int, disk: DiskId) -> int:
+    async def make(self, chunk: Chunk, index: int, disk: DiskId, *, urgent: bool = False) -> int:
         """Make fragment `index` on `disk` and place it; the bytes that it takes there.
+
+        `urgent`: clients need not go first.
 
         Raises DfsError where that failed, FragmentError where the chunk has changed meanwhile
         or too few fragments of it can be read.
@@ -185,7 +187,7 @@ class Mover:
                 )
             request = RebuildFragment(
                 disk, chunk.chunk, index, chunk.k, chunk.m, chunk.length, sources,
-                keep=hold.is_held(self._context.reader),
+                keep=hold.is_held(self._context.reader), urgent=urgent,
             )  # fmt: skip
             involved = [disk, *(source.disk for source in sources)]
             self._busy.update(involved)

@@ -284,7 +284,8 @@ class Repair:
     async def _make(self, job: RunningJob, number: ChunkId, index: int) -> int:
         """Make fragment `index`, unless the chunk has got it meanwhile; the bytes written."""
         chunk = get_chunk(self._context.reader, number)
-        if chunk is None or index not in missing(self._context, chunk):
+        lacks = () if chunk is None else missing(self._context, chunk)
+        if chunk is None or index not in lacks:
             return 0
         serves = self._context.liveness.serves
         if available(chunk, serves) < chunk.k and self._reclaim(chunk):
@@ -296,7 +297,7 @@ class Repair:
                 "this chunk already",
                 hint="add a server, or bring one back",
             )
-        stored = await self._mover.make(chunk, index, disk)
+        stored = await self._mover.make(chunk, index, disk, urgent=len(lacks) >= chunk.m)
         job.moved(0, stored)
         job.bytes_total += stored - chunk.fragment_length
         return stored

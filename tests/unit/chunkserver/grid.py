@@ -90,6 +90,7 @@ class Grid:
         chunk: int = 7,
         timeout_s: float = 20,
         keep: bool = False,
+        urgent: bool = False,
     ) -> RebuiltFragment:
         """Fragment `index`, on node `index` or `on`, from the others (fragment i on node i)."""
         node = self.nodes[index if on is None else on]
@@ -97,7 +98,7 @@ class Grid:
             sources = [each for each in range(redundancy.width) if each != index]
         request = RebuildFragment(
             node.number, chunk, index, redundancy.k, redundancy.m, length,
-            tuple(self.nodes[each].source(each) for each in sources), keep=keep,
+            tuple(self.nodes[each].source(each) for each in sources), keep=keep, urgent=urgent,
         )  # fmt: skip
         return await self.pool.call(node.address, request, RebuiltFragment, timeout_s=timeout_s)
 

@@ -6,7 +6,15 @@ import pytest
 import trio
 import trio.testing
 
-from dfs.chunkserver.pace import APART_S, AT_WORK_S, QUIET_S, YIELD_MOST_S, Rate, Traffic
+from dfs.chunkserver.pace import (
+    APART_S,
+    AT_WORK_S,
+    QUIET_S,
+    URGENT_YIELD_S,
+    YIELD_MOST_S,
+    Rate,
+    Traffic,
+)
 from dfs.core.redundancy import Redundancy
 from dfs.wire.messages import (
     Append,
@@ -108,6 +116,41 @@ async def test_all_background_work_together_gets_one_step_now_and_then_under_bus
         for _ in range(10):
             nursery.start_soon(traffic.turn)
     assert trio.current_time() - begun == pytest.approx(10 * YIELD_MOST_S)
+
+
+async def test_urgent_work_hardly_waits_for_clients_nor_for_other_work(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    traffic = Traffic()
+    traffic.begin()
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(traffic.turn)
+        for _ in range(5):
+            await traffic.turn(urgent=True)
+        assert trio.current_time() - begun == pytest.approx(5 * URGENT_YIELD_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_read_in_the_background_counts_with_what_it_takes_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than a quarter of what is asked for, where it is one of four pieces."""
+    coded = Redundancy(4, 2)
+    async with grid(tmp_path, 6) as servers:
+        await servers.store([100_000] * 4, coded)
+        await servers.lose(0)
+        node, turns = servers.nodes[1], []
+
+        async def noted(size: int = 0, *, urgent: bool = False) -> None:
+            turns.append((size, urgent))
+
+        monkeypatch.setattr(node.disk.traffic, "turn", noted)
+        await servers.rebuild(0, coded, 400_000, urgent=True)
+        ((size, urgent),) = turns
+        assert 0 < size < 100_000
+        assert urgent
 
 
 async def test_a_turn_that_is_given_up_holds_up_nobody(

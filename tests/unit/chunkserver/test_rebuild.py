@@ -48,6 +48,7 @@ BOTH = pytest.mark.parametrize("redundancy", [WHOLE, CODED], ids=str)
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several ranges a fragment, as chunks of 64 MiB have."""
     monkeypatch.setattr("dfs.chunkserver.rebuild.RANGE_BYTES", 60_000)
+    monkeypatch.setattr("dfs.chunkserver.rebuild.READ_MAX_BYTES", 60_000)
 
 
 # ------------------------------------------------------------------ what comes out
@@ -578,7 +579,7 @@ async def test_a_target_that_is_killed_in_the_middle_starts_clean(tmp_path: Path
 
 async def start(master: Master, disk: Path) -> tuple["subprocess.Popen[str]", str]:
     """A chunk server in a process of its own, that reads little at a time; its address."""
-    small = "import dfs.chunkserver.rebuild\ndfs.chunkserver.rebuild.RANGE_BYTES = 60_000\n"
+    small = "from dfs.chunkserver import rebuild\nrebuild.RANGE_BYTES = 60_000\n"
     argv = [sys.executable, "-c", small + SERVER, master.address, str(disk)]
     child = await trio.to_thread.run_sync(
         lambda: subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -370,6 +370,19 @@ async def test_one_chunk_that_takes_long_keeps_no_other_from_repair(
     assert [request.chunk for request in bench.servers.rebuilds] == [slow, quick]
 
 
+async def test_a_chunk_that_can_lose_nothing_more_is_urgent(autojump_clock: MockClock) -> None:
+    bench = Bench(6)
+    hurt, exposed = bench.sealed(1, 2, 3), bench.sealed(1, 2, 3)
+    bench.mark(hurt, 3, FragmentState.LOST)
+    for disk in (2, 3):
+        bench.mark(exposed, disk, FragmentState.LOST)
+    repair = Repair(bench.context, Mover(bench.context))
+    await for_a_while(20, lambda: repair.run(job("repair")))
+    asked = [(request.chunk, request.urgent) for request in bench.servers.rebuilds]
+    # With the first of its two made, the next loss takes nothing any more.
+    assert sorted(asked) == [(hurt, False), (exposed, False), (exposed, True)]
+
+
 @pytest.mark.parametrize("dead", [1, 3])
 async def test_a_fragment_without_a_place_keeps_no_other_from_repair(
     autojump_clock: MockClock, dead: int
