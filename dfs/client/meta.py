@@ -349,9 +349,10 @@ class Meta:
         """Keep the inode for this session, also when it is unlinked. See `OpenFiles`."""
         return await self._do_inode(m.Open(ino, int(access)), cred)
 
-    async def release(self, ino: InodeId) -> None:
-        if not self.delegations.release(ino, self.cred):
-            await self.do(m.Release(ino))
+    async def release(self, *inos: InodeId) -> None:
+        """The session no longer has these open."""
+        ops = [m.Release(ino) for ino in inos if not self.delegations.release(ino, self.cred)]
+        await self.apply(*ops)
 
     async def set_policy(
         self, ino: InodeId, policy: PolicyId, *, cred: m.Cred | None = None
@@ -417,8 +418,20 @@ class Meta:
     # ---------------------------------------------------------------- reads
 
     async def lookup(self, parent: InodeId, name: bytes, *, cred: m.Cred | None = None) -> Inode:
+        return (await self.look(parent, name, cred=cred)).inode
+
+    async def look(
+        self,
+        parent: InodeId,
+        name: bytes,
+        *,
+        with_extents: bool = False,
+        cred: m.Cred | None = None,
+    ) -> m.LookupReply:
+        """As `lookup`, and where the bytes of a small file are, for who is about to read it."""
         await self._settled(parent)
-        return (await self.link.call(m.Lookup(cred or self.cred, parent, name), m.InodeReply)).inode
+        request = m.Lookup(cred or self.cred, parent, name, with_extents)
+        return await self.link.call(request, m.LookupReply)
 
     async def resolve(
         self,

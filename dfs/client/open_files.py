@@ -6,8 +6,7 @@ What is open in a session has to be opened again in the next one.
 import errno
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -21,10 +20,15 @@ from dfs.client.resolver import Resolver
 from dfs.client.retry import worth_retrying
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import InodeId, SessionId
-from dfs.core.inode import Inode
+from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Cred
 
 _RELEASED_MAX: Final = 10_000
+_EXPECTED_MAX: Final = 10_000
+_EXPECTED_S: Final = 2.0
+"""So long what was heard of the extents of a file that is not open yet may be used."""
+_GATHER_S: Final = 0.03
+"""Files that are closed within so long are given back in one request."""
 _REOPEN_AGAIN_S: Final = 1.0
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,10 @@ class OpenFiles:
         """Told of each commit: the inode after it, the version before, and by how many changes."""
         self._released: OrderedDict[InodeId, int] = OrderedDict()
         """The last ones, and which release it was."""
+        self._expected: OrderedDict[InodeId, tuple[int, float, Sequence[Extent]]] = OrderedDict()
+        """Of files that may be opened soon: the version, until when it counts, all extents."""
+        self._closed: list[OpenFile] = []
+        """To be given back, by a task that is about to do so."""
         meta.session.on_replaced.append(self._session_replaced)
 
     def get(self, ino: InodeId) -> OpenFile | None:
@@ -76,6 +84,9 @@ class OpenFiles:
         file = self._open.get(inode.ino)
         if file is None:
             file = self._open[inode.ino] = OpenFile(self, inode)
+            version, until, extents = self._expected.pop(inode.ino, (-1, 0.0, ()))
+            if version == inode.version and until > trio.current_time():
+                file.extents.seed(inode, extents)
         elif inode.version != file.extents.version:
             # Close-to-open: see what others have done since.
             file.epoch += 1
@@ -86,6 +97,13 @@ class OpenFiles:
         file.lost = None
         file.handles += 1
         return file
+
+    def expect(self, inode: Inode, extents: Sequence[Extent]) -> None:
+        """The file may be opened soon, and these are all its extents, as was just said."""
+        self._expected.pop(inode.ino, None)
+        self._expected[inode.ino] = (inode.version, trio.current_time() + _EXPECTED_S, extents)
+        if len(self._expected) > _EXPECTED_MAX:
+            self._expected.popitem(last=False)
 
     async def close(self, file: OpenFile, *, discard: bool = False) -> None:
         """Publish what was written (or `discard` it), and give a handle back.
@@ -104,9 +122,7 @@ class OpenFiles:
             if not file.handles:
                 if file.writer is not None:
                     file.writer.discard()
-                # In a client that is closing, the session's end releases it.
-                with suppress(RuntimeError):
-                    self.nursery.start_soon(self._release, file)
+                self._give_back(file)
 
     def let_go(self, file: OpenFile) -> None:
         """As `close`, of a file to which nothing was written; does not wait."""
@@ -118,8 +134,17 @@ class OpenFiles:
             del self._open[ino]
             self._note_release(ino)
         else:
-            with suppress(RuntimeError):
-                self.nursery.start_soon(self._release, file)
+            self._give_back(file)
+
+    def _give_back(self, file: OpenFile) -> None:
+        """Have the master told, in a moment, that a file is not open any more."""
+        self._closed.append(file)
+        if len(self._closed) == 1:
+            try:
+                self.nursery.start_soon(self._release_closed)
+            except RuntimeError:
+                # In a client that is closing, the session's end releases it.
+                self._closed.clear()
 
     def forget_handle(self, file: OpenFile) -> None:
         """As `let_go`, of a file that the master has never had open for it."""
@@ -127,18 +152,39 @@ class OpenFiles:
         if not file.handles and self._open.get(file.ino) is file:
             del self._open[file.ino]
 
-    async def _release(self, file: OpenFile) -> None:
-        """Tell the master, unless somebody has opened the file meanwhile."""
-        async with _KeyLock(self._locks, file.ino):
-            if file.handles or self._open.get(file.ino) is not file:
-                return
+    async def _release_closed(self) -> None:
+        """Give back what was closed within a moment, unless somebody has opened it meanwhile."""
+        await trio.sleep(_GATHER_S)
+        closed, self._closed = dict.fromkeys(self._closed), []
+        locks = {
+            file: _KeyLock(self._locks, file.ino) for file in closed if file.ino not in self._locks
+        }
+        for lock in locks.values():
+            lock.take()
+        try:
+            await self._release([file for file in locks if self._is_unused(file)])
+        finally:
+            for lock in locks.values():
+                lock.let_go()
+        for file in closed:
+            if file not in locks:
+                async with _KeyLock(self._locks, file.ino):
+                    await self._release([file] if self._is_unused(file) else [])
+
+    def _is_unused(self, file: OpenFile) -> bool:
+        return not file.handles and self._open.get(file.ino) is file
+
+    async def _release(self, files: list[OpenFile]) -> None:
+        """Tell the master. Their locks are held."""
+        for file in files:
             del self._open[file.ino]
-            try:
-                await self.meta.release(file.ino)
-            except DfsError as error:
-                # The session's end releases it.
-                log.debug("inode %d was not released: %s", file.ino, error)
-            # Counted when it is done: it may have been repeated up to now.
+        try:
+            await self.meta.release(*(file.ino for file in files))
+        except DfsError as error:
+            # The session's end releases them.
+            log.debug("%d inodes were not released: %s", len(files), error)
+        # Counted when it is done: it may have been repeated up to now.
+        for file in files:
             self._note_release(file.ino)
 
     def _note_release(self, ino: InodeId) -> None:
@@ -173,7 +219,7 @@ class OpenFiles:
         # All at once: each may wait as long as `on_unavailable` says.
         async with trio.open_nursery() as nursery:
             for file in list(self._open.values()):
-                if file.dirty or file.lost is not None:
+                if file.dirty or (file.lost is not None and file.handles):
                     nursery.start_soon(flush, file)
         if failures:
             raise failures[0]
@@ -231,6 +277,13 @@ class _KeyLock:
             raise
 
     async def __aexit__(self, *_: object) -> None:
+        self.let_go()
+
+    def take(self) -> None:
+        """As `async with`, where nobody has it or waits for it. `let_go` must follow."""
+        self._lock.acquire_nowait()
+
+    def let_go(self) -> None:
         self._lock.release()
         self._leave()
 

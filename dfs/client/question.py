@@ -38,6 +38,7 @@ class Question:
         "_resolver",
         "_task",
         "chunk",
+        "sent",
         "source",
         "told",
     )
@@ -61,13 +62,10 @@ class Question:
         self._call: Call | None = pool.post(
             self._address, self._request, RecordsReply, self._ended, timeout_s=READ_TIMEOUT_S
         )
-        if self._call is not None:
-            resolver.began(self._address, self._length)
-
-    @property
-    def sent(self) -> bool:
+        self.sent = self._call is not None
         """False: a connection has to be opened first, or its turn to be waited for."""
-        return self._call is not None
+        if self.sent:
+            resolver.began(self._address, self._length)
 
     @property
     def begun(self) -> float:
@@ -94,7 +92,7 @@ class Question:
             DfsError: what the source says, or that it does not answer.
         """
         try:
-            if self._call is not None:
+            if self.sent:
                 while self._outcome is None:
                     await self._park()
                 _, payload = self._outcome.unwrap()
@@ -120,7 +118,7 @@ class Question:
 
     def give_up(self) -> None:
         """Nobody wants the answer any more. Harmless when it is there."""
-        if self._call is not None and self._outcome is None:
+        if self._call is not None:
             self._call.give_up()
             self._resolver.ended(self._address, self._length)
             self._call = None
@@ -134,6 +132,8 @@ class Question:
     def _ended(self, outcome: Outcome[Any]) -> None:
         self._resolver.ended(self._address, self._length)
         self._outcome = outcome
+        # The call refers to this question: what it was answered is to go as soon as that does.
+        self._call = None
         self.wake()
 
     async def _park(self) -> None:

@@ -200,14 +200,14 @@ def read_dir(reader: Reader, request: ReadDir) -> DirPage:
     chunks: set[ChunkId] = set()
     pieces: Iterable[tuple[Extent, ...] | None] = [None] * len(names)
     if request.with_extents:
-        pieces = _few_extents(reader, [decode_inode(raw) for raw in inodes])
+        pieces = few_extents(reader, [decode_inode(raw) for raw in inodes])
         for few in pieces:
             chunks.update(extent.chunk for extent in few or ())
     raws = map(msgspec.Raw, inodes)
     return DirPage(list(zip(names, raws, pieces, strict=True)), more, chunks)
 
 
-def _few_extents(reader: Reader, inodes: list[Inode]) -> list[tuple[Extent, ...] | None]:
+def few_extents(reader: Reader, inodes: list[Inode]) -> list[tuple[Extent, ...] | None]:
     """The extents of each regular file that has at most EXTENTS_INLINE_MAX; else None."""
     # Most files that have data have all of it in the extent at offset 0.
     firsts = reader.get_many([extent_key(inode.ino, 0) for inode in inodes if inode.allocated])

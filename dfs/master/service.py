@@ -379,9 +379,11 @@ class ClientService:
         if self._recalls.in_the_way_of(peer, request.parent):
             return self._again(request.parent, self.lookup, peer, request)
         self._recalls.looked(peer, request.parent)
-        return m.InodeReply(
-            queries.lookup(self._reader, request.cred, request.parent, request.name)
-        )
+        inode = queries.lookup(self._reader, request.cred, request.parent, request.name)
+        if not request.with_extents:
+            return m.LookupReply(inode)
+        (extents,) = queries.few_extents(self._reader, [inode])
+        return m.LookupReply(inode, extents)
 
     def resolve(self, peer: Peer, request: m.Resolve, _: memoryview) -> Reply:
         try:

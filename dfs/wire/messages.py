@@ -367,6 +367,8 @@ class Lookup(Message, frozen=True):
     parent: InodeId
     name: bytes
     """One name, b"." or b".."."""
+    with_extents: bool = False
+    """Also the extents of a regular file that has at most `EXTENTS_INLINE_MAX`."""
 
 
 class Resolve(Message, frozen=True):
@@ -384,6 +386,12 @@ class GetInode(Message, frozen=True):
 
 class InodeReply(Message, frozen=True):
     inode: Inode
+
+
+class LookupReply(Message, frozen=True):
+    inode: Inode
+    extents: tuple[Extent, ...] | None = None
+    """None: not asked for, or too many."""
 
 
 class ReadDir(Message, frozen=True):
@@ -1364,7 +1372,7 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(11, ReserveInodes, ReservedInodes),
     Method(12, AwaitRecalls, Recalls),
     # to the master: reads
-    Method(20, Lookup, InodeReply),
+    Method(20, Lookup, LookupReply),
     Method(21, Resolve, InodeReply),
     Method(22, GetInode, InodeReply),
     Method(23, ReadDir, DirReply),

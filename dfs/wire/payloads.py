@@ -14,9 +14,11 @@ KEEP_BYTES: Final = 32 * 1024 * 1024
 _SMALL_BYTES: Final = 64 * 1024
 """Up to here the allocator has memory at hand."""
 
+_BLOCKS_BYTES: Final = 256 * 1024
+"""Payloads up to this size are kept in caches for long, one by one: they must not waste much."""
 _LOOK_AT: Final = 8
-"""So many are looked at before fresh memory is taken: most may be in a cache, for long. One that
-is in use goes to the end, so that the first is what was used last: a processor has it at hand."""
+"""So many are looked at before fresh memory is taken: most may be in a cache, for long. Always the
+same while one of them is free: a processor has those at hand."""
 
 _probe = deque([bytearray()])
 _FREE: Final = sys.getrefcount(_probe[0])
@@ -38,10 +40,10 @@ class PayloadMemory:
         size = _class_of(length)
         kept = self._kept.get(size)
         if kept is not None:
-            for _ in range(min(len(kept), _LOOK_AT)):
-                if sys.getrefcount(kept[0]) == _FREE:
-                    return memoryview(kept[0])[:length]
-                kept.rotate(-1)
+            for index in range(min(len(kept), _LOOK_AT)):
+                if sys.getrefcount(kept[index]) == _FREE:
+                    return memoryview(kept[index])[:length]
+            kept.rotate(-_LOOK_AT)
         fresh = bytearray(size)
         if self._kept_bytes + size > self._keep_bytes:
             # What is free has a size that nobody asks for now; what is not may be in a cache, and
@@ -55,6 +57,7 @@ class PayloadMemory:
 
 
 def _class_of(length: int) -> int:
-    """The next of sixteen sizes to each power of two: at most a sixteenth too much."""
-    step = 1 << max(0, (length - 1).bit_length() - 5)
+    """The next of four sizes to each power of two; of sixteen, where a block is a payload."""
+    bits = (length - 1).bit_length()
+    step = 1 << max(0, bits - (3 if length > _BLOCKS_BYTES else 5))
     return -(-length // step) * step

@@ -29,6 +29,7 @@ from dfs_fuse.stat_ahead import StatAhead
 
 LOST_MAX: Final = 1000
 NAMES_MAX: Final = 30_000
+_READS_MAX: Final = 64
 
 
 class Nodes:
@@ -70,6 +71,8 @@ class Nodes:
         self._names: OrderedDict[InodeId, tuple[InodeId, bytes, float]] = OrderedDict()
         """How each inode was last found, and when; in pyfuse3 an open names no name."""
         self._stat_ahead = StatAhead()
+        self._reads_expected = 0
+        """So many more look-ups are thought to be of small files that will be read at once."""
         self._removed_directories: OrderedDict[InodeId, Inode] = OrderedDict()
         """Those this mount removed: they may be open, or the working directory of a process."""
 
@@ -197,10 +200,22 @@ class Nodes:
                 self.cache.forget_name(parent, name)
         cred = self._searcher(caller)
         asked = time.monotonic()
-        answer = await self._meta.lookup(parent, name, cred=cred)
-        inode = self._found(parent, name, answer, asked)
+        with_extents = self._expects_read()
+        answer = await self._meta.look(parent, name, with_extents=with_extents, cred=cred)
+        if answer.extents is not None:
+            self._files.expect(answer.inode, answer.extents)
+        inode = self._found(parent, name, answer.inode, asked)
         file = self._files.get(inode.ino)
         return inode if file is None or not file.dirty else await self._overlaid(file, inode)
+
+    def _expects_read(self) -> bool:
+        """Whether to ask where the bytes of what is looked up are: most of what was, was read."""
+        self._reads_expected = max(0, self._reads_expected - 1)
+        return self._reads_expected > 0
+
+    def _note_read(self) -> None:
+        """A small file was opened to be read: so may be the next ones that are looked up."""
+        self._reads_expected = min(self._reads_expected + 2, _READS_MAX)
 
     async def _look_ahead(self, parent: InodeId, name: bytes, caller: Caller) -> None:
         """Learn the name and those after it, where a program seems to go through all of them."""
@@ -216,7 +231,16 @@ class Nodes:
         try:
             asked = time.monotonic()
             cred = self._searcher(caller)
-            page = await self._meta.readdir(parent, after=after, limit=limit, cred=cred)
+            page = await self._meta.readdir(
+                parent,
+                after=after,
+                limit=limit,
+                with_extents=self._reads_expected > 0,
+                cred=cred,
+            )
+            self.client.resolver.learn(page.layout)
+            # Names that come by the page may be wanted for their attributes alone.
+            self._reads_expected = max(0, self._reads_expected - len(page.entries) // 8)
             self._learn_page(parent, page.entries, asked)
             if page.entries:
                 last = page.entries[-1].name
@@ -232,6 +256,8 @@ class Nodes:
             file = self._files.get(entry.inode.ino)
             if file is None or not file.dirty:
                 self._found(parent, entry.name, entry.inode, asked)
+                if entry.extents:
+                    self._files.expect(entry.inode, entry.extents)
 
     async def walk(self, start: InodeId, names: Sequence[bytes], caller: Caller) -> InodeId:
         """The inode at the end of a path, symlinks not followed: a driver by paths asks."""

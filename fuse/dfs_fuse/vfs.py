@@ -149,6 +149,7 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         handle = self._new_handle(file, flags, cred)
         handle.keep_cache = self._keeps_pages(file.inode)
         if handle.readable and 0 < file.inode.size <= _SMALL_BYTES and not handle.keep_cache:
+            self._note_read()
             self._nursery.start_soon(self._fetch_small, file)
         return handle
 

@@ -1,6 +1,8 @@
 """The usual read is one question to one source; whatever is wrong with its answer, others help."""
 
+import gc
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import CorruptError, DiskError, FragmentError
 from dfs.wire.handlers import FilePayload, Peer
 from dfs.wire.messages import ReadRecords, RecordsReply
+from dfs.wire.payloads import _FREE
 from tests.simulation.world import World
 from tests.unit.client.rig import chunks_of, directory, fragment_files, running
 
@@ -129,6 +132,34 @@ async def test_a_read_that_goes_well_asks_k_sources_once_and_sets_nothing_else_u
             assert await file.pread(100, 5 * BLOCK_BYTES + 7) == data[5 * BLOCK_BYTES + 7 :][:100]
             assert servers.asked == k
         assert at_rest(client)
+
+
+async def test_the_memory_of_an_answer_is_free_when_the_cache_forgets_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """At once, and not when the garbage of cycles is collected: the next answer goes there."""
+    data = Random(7).randbytes(SIZE)
+    async with running(tmp_path, servers=3) as (world, client):
+        await stored(world, client, data, "rep:3")
+        async with await client.open("/d/a") as file:
+            gc.collect()
+            gc.disable()
+            try:
+                for number in range(3):
+                    offset = (2 * number + 1) * BLOCK_BYTES + 5
+                    assert await file.pread(100, offset) == data[offset : offset + 100]
+                client.cache.clear()
+                memory = client.fetcher._pool._side.memory
+                held = [
+                    kept[index]
+                    for kept in memory._kept.values()
+                    for index in range(len(kept))
+                    if sys.getrefcount(kept[index]) > _FREE
+                ]
+                assert memory._kept
+                assert not held
+            finally:
+                gc.enable()
 
 
 @pytest.mark.allow_logs("")

@@ -569,8 +569,8 @@ async def test_nonsense_is_refused_and_the_master_lives_on(autojump_clock: MockC
         nonsense: list[tuple[m.Message, type[m.Message]]] = [
             (m.GetInode(below), m.InodeReply),
             (m.GetInode(huge), m.InodeReply),
-            (m.Lookup(ROOT_CRED, below, b"x"), m.InodeReply),
-            (m.Lookup(ROOT_CRED, 1, b"a/b"), m.InodeReply),
+            (m.Lookup(ROOT_CRED, below, b"x"), m.LookupReply),
+            (m.Lookup(ROOT_CRED, 1, b"a/b"), m.LookupReply),
             (m.Resolve(ROOT_CRED, b"/\0"), m.InodeReply),
             (m.ReadDir(ROOT_CRED, 1, limit=0), m.DirReply),
             (m.GetExtents(below), m.ExtentsReply),
