@@ -29,6 +29,7 @@ from dfs_fuse.kernel_clock import means_now
 from dfs_fuse.kernel_sizes import KernelSizes
 from dfs_fuse.options import MountOptions
 from dfs_fuse.request_pump import RequestPump
+from dfs_fuse.stand_ins import StandIns
 from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
 from dfs_fuse.vfs import Vfs
 
@@ -80,10 +81,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         self._openers: dict[int, int] = {}
         """The process that opened each file handle."""
         self._sizes = KernelSizes()
-        self._stand_ins: dict[int, _StandIn] = {}
-        """What the kernel's inodes mean whose files were replaced just before they were opened."""
-        self._stood_in: dict[int, int] = {}
-        """The kernel's inode of each file handle of those."""
+        self._stand_ins = StandIns()
 
     def init(self) -> None:
         self._ready()
@@ -127,8 +125,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         """The cluster's number of the kernel's inode."""
         if number == KERNEL_ROOT:
             return self._vfs.root
-        stand_in = self._stand_ins.get(number)
-        return number if stand_in is None else stand_in.ino
+        return self._stand_ins.ino(number)
 
     def _entry(self, inode: Inode, asked: float | None = None) -> EntryAttributes:
         """What the kernel is told, which asked for it then, or just now."""
@@ -241,35 +238,20 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._entry(
-            await self._do(
-                "mknod", ctx.pid, self._vfs.mknod, self._ino(parent), name, mode, rdev, _caller(ctx)
-            )
-        )
+        wanted = (self._ino(parent), name, mode, rdev, _caller(ctx))
+        return self._entry(await self._do("mknod", ctx.pid, self._vfs.mknod, *wanted))
 
     async def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._entry(
-            await self._do(
-                "mkdir",
-                ctx.pid,
-                self._vfs.mkdir,
-                self._ino(parent),
-                name,
-                stat.S_IMODE(mode),
-                _caller(ctx),
-            )
-        )
+        wanted = (self._ino(parent), name, stat.S_IMODE(mode), _caller(ctx))
+        return self._entry(await self._do("mkdir", ctx.pid, self._vfs.mkdir, *wanted))
 
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        return self._entry(
-            await self._do(
-                "symlink", ctx.pid, self._vfs.symlink, self._ino(parent), name, target, _caller(ctx)
-            )
-        )
+        wanted = (self._ino(parent), name, target, _caller(ctx))
+        return self._entry(await self._do("symlink", ctx.pid, self._vfs.symlink, *wanted))
 
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
@@ -282,7 +264,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         here = (self._ino(parent), name, _caller(ctx))
         if self._at_once("unlink", self._vfs.unlink_here, *here):
             return
-        await self._do("unlink", ctx.pid, self._vfs.unlink, self._ino(parent), name, _caller(ctx))
+        await self._do("unlink", ctx.pid, self._vfs.unlink, *here)
 
     async def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
         await self._do("rmdir", ctx.pid, self._vfs.rmdir, self._ino(parent), name, _caller(ctx))
@@ -316,16 +298,11 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
     async def _open(self, inode: int, flags: int, caller: Caller) -> FileHandle:
         while True:
             handle = await self._vfs.open_following(self._ino(inode), flags, caller)
-            if handle.ino == self._ino(inode):
+            if handle.ino == self._ino(inode) or self._stand_ins.put(inode, handle.ino):
                 break
-            if inode not in self._stand_ins:
-                self._stand_ins[inode] = _StandIn(handle.ino)
-                break
-            # Another open was quicker to find what stands in: one inode has one content.
+            # Another open was quicker to find what stands in.
             await self._vfs.release(handle)
-        if inode in self._stand_ins:
-            self._stand_ins[inode].handles += 1
-            self._stood_in[handle.number] = inode
+        if self._stand_ins.opened(inode, handle.number):
             # The kernel's pages are by its own inodes: of this one, and of what stands in for it.
             handle.keep_cache = False
             self._vfs.distrust_pages(handle.ino)
@@ -410,16 +387,12 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def release(self, fh: int) -> None:
         self._openers.pop(fh, None)
-        inode = self._stood_in.pop(fh, None)
-        if inode is None and self._at_once("release", self._released_here, fh):
+        if not self._stand_ins.has(fh) and self._at_once("release", self._released_here, fh):
             return
         try:
             await self._do("release", 0, self._release, fh)
         finally:
-            if inode is not None:
-                self._stand_ins[inode].handles -= 1
-                if not self._stand_ins[inode].handles:
-                    del self._stand_ins[inode]
+            self._stand_ins.closed(fh)
 
     def _released_here(self, fh: int) -> bool:
         return self._vfs.release_here(self._vfs.handle(fh))
@@ -487,31 +460,12 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         # pyfuse3 has asked for the attribute first where the flags are CREATE or REPLACE.
-        await self._do(
-            "setxattr",
-            ctx.pid,
-            self._vfs.setxattr,
-            self._ino(inode),
-            name,
-            value,
-            XattrMode.ANY,
-            _caller(ctx),
-        )
+        wanted = (self._ino(inode), name, value, XattrMode.ANY, _caller(ctx))
+        await self._do("setxattr", ctx.pid, self._vfs.setxattr, *wanted)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._do(
-            "removexattr", ctx.pid, self._vfs.removexattr, self._ino(inode), name, _caller(ctx)
-        )
-
-
-class _StandIn:
-    """The file that has the name of one that is gone, for as long as it is open by that inode."""
-
-    __slots__ = ("handles", "ino")
-
-    def __init__(self, ino: InodeId) -> None:
-        self.ino = ino
-        self.handles = 0
+        wanted = (self._ino(inode), name, _caller(ctx))
+        await self._do("removexattr", ctx.pid, self._vfs.removexattr, *wanted)
 
 
 def _of_inode(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
