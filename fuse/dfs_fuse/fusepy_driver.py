@@ -25,9 +25,11 @@ from dfs_fuse.fast_path import GATHER_S, ReadBuffers, WriteGatherer
 from dfs_fuse.handles import FileHandle
 from dfs_fuse.hidden_names import HiddenNames
 from dfs_fuse.interrupts import is_interrupted
+from dfs_fuse.kernel_beliefs import Forgetter, KernelBeliefs
 from dfs_fuse.options import MountOptions
 from dfs_fuse.path_pages import PathPages
-from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, blocks, file_counts
+from dfs_fuse.statistics import BLOCK_BYTES, NAME_MAX_BYTES, attributes, file_counts
+from dfs_fuse.thread_states import ThreadStates
 from dfs_fuse.vfs import Vfs
 
 ENCODING: Final = "latin-1"
@@ -51,8 +53,14 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
     """
     import fuse  # noqa: PLC0415 - loads libfuse
 
-    operations = _Operations(bridge, vfs, ready, fuse.fuse_get_context)
     library = fuse._libfuse
+    kernel = KernelBeliefs(
+        options.point,
+        encoding=ENCODING,
+        forget=Forgetter(library),
+        enabled=vfs.attr_cache_s > 0,
+    )
+    operations = _Served(bridge, vfs, kernel, ready, fuse.fuse_get_context)
 
     def interrupted() -> bool:
         pid = fuse.fuse_get_context()[2]
@@ -78,8 +86,8 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
             foreground=True,
             nothreads=False,
             use_ino=True,
-            attr_timeout=0,
-            entry_timeout=0,
+            attr_timeout=kernel.told_s,
+            entry_timeout=kernel.told_s,
             big_writes=True,
             intr=True,
             intr_signal=_INTERRUPT_SIGNAL,
@@ -107,6 +115,7 @@ class _Operations:
         self,
         bridge: Bridge,
         vfs: Vfs,
+        kernel: KernelBeliefs,
         ready: Callable[[], None],
         context: Callable[[], tuple[int, int, int]],
     ) -> None:
@@ -119,6 +128,7 @@ class _Operations:
         self._buffers = ReadBuffers()
         self._pages = PathPages()
         self._complaints = Complaints()
+        self._kernel = kernel
         self.lost: OSError | None = None
         """Why something that was written did not go over at the end."""
 
@@ -196,18 +206,23 @@ class _Operations:
         else:
             assert path is not None
             ino = self._ino(path)
+        try:
+            inode = self._inode(ino)
+            self._kernel.told(inode, path)
+            if inode.nlink > 1 and not inode.is_dir:
+                # It may have been changed by another name before that was noted.
+                inode = self._inode(ino)
+        except FileSystemError as error:
+            if error.errno != errno.ENOENT or path is None or fi is not None:
+                raise
+            # Believed a moment too long: whoever replaced it has put another there.
+            parent, name = self._parent(path)
+            inode = self._bridge.run(self._vfs.lookup, parent, name, self._caller())
+        return attributes(inode)
+
+    def _inode(self, ino: InodeId) -> Inode:
         self._gatherer.settle(ino)
-        inode = self._vfs.cached(ino)
-        if inode is None:
-            try:
-                inode = self._bridge.run(self._vfs.getattr, ino)
-            except FileSystemError as error:
-                if error.errno != errno.ENOENT or path is None or fi is not None:
-                    raise
-                # Believed a moment too long: whoever replaced it has put another there.
-                parent, name = self._parent(path)
-                inode = self._bridge.run(self._vfs.lookup, parent, name, self._caller())
-        return _attributes(inode)
+        return self._vfs.cached(ino) or self._bridge.run(self._vfs.getattr, ino)
 
     def readlink(self, path: str) -> str:
         return self._bridge.run(self._vfs.readlink, self._ino(path)).decode(ENCODING)
@@ -241,7 +256,9 @@ class _Operations:
 
     def link(self, path: str, existing: str) -> None:
         ino = self._ino(existing)
+        change = self._kernel.change(ino, links=1)
         self._bridge.run(self._vfs.link, ino, *self._parent(path), self._caller())
+        change.done()
 
     def unlink(self, path: str) -> None:
         hidden = path.rpartition("/")[2].encode(ENCODING)
@@ -250,8 +267,10 @@ class _Operations:
             self._hidden.remove(hidden)
             return
         parent, name = self._parent(path)
+        change = self._kernel.change(self._vfs.last_child(parent, name), path)
         if not self._vfs.unlink_here(parent, name, self._caller()):
             self._bridge.run(self._vfs.unlink, parent, name, self._caller())
+        change.done()
 
     def rmdir(self, path: str) -> None:
         self._bridge.run(self._vfs.rmdir, *self._parent(path), self._caller())
@@ -261,26 +280,34 @@ class _Operations:
         new_parent, new_name = self._parent(new)
         if HiddenNames.matches(new_name):
             ino = self._ino(old)
+            hidden = self._kernel.change(ino, old)
             self._bridge.run(self._vfs.unlink, old_parent, old_name, self._caller())
             self._hidden.put(new_name, ino)
+            hidden.done()
             return
+        changes = [
+            self._kernel.change(self._vfs.last_child(*place), old, new)
+            for place in ((old_parent, old_name), (new_parent, new_name))
+        ]
         try:
             change = (old_parent, old_name, new_parent, new_name, 0, self._caller())
             if not self._vfs.rename_here(*change):
                 self._bridge.run(self._vfs.rename, *change)
         finally:
             self._pages.renamed(old, new)
+        for each in changes:
+            each.done()
 
     # ---------------------------------------------------------------- attributes
 
     def chmod(self, path: str, mode: int) -> None:
-        self._setattr(SetAttr(self._settled(path), mode=stat.S_IMODE(mode)))
+        self._setattr(path, SetAttr(self._settled(path), mode=stat.S_IMODE(mode)))
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         change = SetAttr(
             self._settled(path), uid=None if uid == -1 else uid, gid=None if gid == -1 else gid
         )
-        self._setattr(change)
+        self._setattr(path, change)
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
         if fi is not None:
@@ -289,7 +316,7 @@ class _Operations:
         else:
             assert path is not None
             ino = self._settled(path)
-        self._setattr(SetAttr(ino, size=length))
+        self._setattr(path, SetAttr(ino, size=length))
 
     def utimens(self, path: str, times: tuple[int, int] | None) -> None:
         atime, mtime = times or (_UTIME_NOW, _UTIME_NOW)
@@ -301,10 +328,13 @@ class _Operations:
             atime_now=atime == _UTIME_NOW,
             mtime_now=mtime == _UTIME_NOW,
         )
-        self._setattr(change)
+        self._setattr(path, change)
 
-    def _setattr(self, change: SetAttr) -> None:
+    def _setattr(self, path: str | None, change: SetAttr) -> None:
+        seen = self._kernel.change(change.ino, path)
         self._bridge.run(self._vfs.setattr, change, self._caller())
+        self._kernel.wrote(change.ino, path)
+        seen.done()
 
     # ---------------------------------------------------------------- files
 
@@ -318,6 +348,7 @@ class _Operations:
                     raise
                 # It has been replaced since: look again.
                 continue
+            self._kernel.opened(handle.file.inode, path)
             return self._opened(path, handle, fi)
         raise refuse(errno.ENOENT, path)
 
@@ -354,12 +385,15 @@ class _Operations:
 
     def write(self, path: str | None, data: bytes, offset: int, fi: Any) -> int:
         handle = self._vfs.handle(fi.fh)
+        change = self._kernel.change(handle.ino, path)
         if fi.writepage and handle.append:
             # Pages of a mapping, which the kernel writes back through whatever handle is open.
             self._gatherer.settle(handle.ino)
-            return self._bridge.run(self._vfs.write_in_place, handle, offset, data)
-        if self._gatherer.holds(handle.ino) or not self._vfs.write_here(handle, offset, data):
+            self._bridge.run(self._vfs.write_in_place, handle, offset, data)
+        elif self._gatherer.holds(handle.ino) or not self._vfs.write_here(handle, offset, data):
             self._gatherer.write(handle, offset, data)
+        self._kernel.wrote(handle.ino, path)
+        change.done()
         return len(data)
 
     def flush(self, path: str | None, fi: Any) -> None:
@@ -401,8 +435,8 @@ class _Operations:
         while entries := self._bridge.run(self._vfs.readdir, handle, position):
             for each in entries:
                 inode = each.inode
-                attributes = {"st_ino": inode.ino, "st_mode": inode.mode}
-                yield each.name.decode(ENCODING), attributes, 0
+                kind = {"st_ino": inode.ino, "st_mode": inode.mode}
+                yield each.name.decode(ENCODING), kind, 0
             position += len(entries)
 
     def releasedir(self, path: str | None, fh: int) -> None:
@@ -433,26 +467,26 @@ class _Operations:
 
     def setxattr(self, path: str, name: str, value: bytes, flags: int) -> None:
         mode = XattrMode(flags)
-        arguments = (self._ino(path), name.encode(ENCODING), value, mode, self._caller())
-        self._bridge.run(self._vfs.setxattr, *arguments)
+        ino = self._ino(path)
+        arguments = (name.encode(ENCODING), value, mode, self._caller())
+        change = self._kernel.change(ino, path)
+        self._bridge.run(self._vfs.setxattr, ino, *arguments)
+        change.done()
 
     def removexattr(self, path: str, name: str) -> None:
-        arguments = (self._ino(path), name.encode(ENCODING), self._caller())
-        self._bridge.run(self._vfs.removexattr, *arguments)
+        ino = self._ino(path)
+        change = self._kernel.change(ino, path)
+        self._bridge.run(self._vfs.removexattr, ino, name.encode(ENCODING), self._caller())
+        change.done()
 
 
-def _attributes(inode: Inode) -> dict[str, int]:
-    return {
-        "st_ino": inode.ino,
-        "st_mode": inode.mode,
-        "st_nlink": inode.nlink,
-        "st_uid": inode.uid,
-        "st_gid": inode.gid,
-        "st_rdev": inode.rdev,
-        "st_size": inode.size,
-        "st_blksize": BLOCK_BYTES,
-        "st_blocks": blocks(inode),
-        "st_atime": inode.atime_ns,
-        "st_mtime": inode.mtime_ns,
-        "st_ctime": inode.ctime_ns,
-    }
+class _Served(_Operations):
+    """As libfuse's own threads call it, and no others."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._threads = ThreadStates()
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        self._threads.keep()
+        return super().__call__(name, *args)

@@ -94,6 +94,11 @@ class Nodes:
         child = self._delegations.child(parent, name)
         return self.cache.child(parent, name) if child is None else child or None
 
+    def last_child(self, parent: InodeId, name: bytes) -> InodeId:
+        """What the name was when it was last heard of; 0: unknown. From any thread."""
+        child = self._delegations.child(parent, name)
+        return child or self.cache.last_child(parent, name) or 0
+
     def is_absent(self, parent: InodeId, name: bytes) -> bool:
         """Whether there is certainly no such name. From any thread."""
         return self._delegations.child(parent, name) == 0

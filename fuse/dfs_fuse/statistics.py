@@ -37,3 +37,21 @@ def file_counts(stats: FsStats) -> FileCounts:
         files=_INODES_MAX,
         free_files=_INODES_MAX - stats.inodes,
     )
+
+
+def attributes(inode: Inode) -> dict[str, int]:
+    """Those of an inode by their names in struct stat, times in nanoseconds."""
+    return {
+        "st_ino": inode.ino,
+        "st_mode": inode.mode,
+        "st_nlink": inode.nlink,
+        "st_uid": inode.uid,
+        "st_gid": inode.gid,
+        "st_rdev": inode.rdev,
+        "st_size": inode.size,
+        "st_blksize": BLOCK_BYTES,
+        "st_blocks": blocks(inode),
+        "st_atime": inode.atime_ns,
+        "st_mtime": inode.mtime_ns,
+        "st_ctime": inode.ctime_ns,
+    }

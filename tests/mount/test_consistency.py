@@ -99,6 +99,9 @@ def test_an_open_sees_what_another_mount_has_closed(pair: tuple[Path, Path]) -> 
         data = rng.randbytes(rng.choice((0, 10, 5000, 5000, 5000, 200_000, 200_000)))
         writer, reader = files[turn % 2], files[1 - turn % 2]
         writer.write_bytes(data)
+        if turn % 3 and reader.exists():
+            # What the kernel is told here may be a moment old; an open is not.
+            reader.stat()
         with open(reader, "rb") as file:
             assert os.fstat(file.fileno()).st_size == len(data)
             assert file.read() == data, f"turn {turn}"
@@ -383,6 +386,33 @@ def test_a_mount_sees_its_own_writes_at_once(here: Path) -> None:
             else:
                 with mmap.mmap(other.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                     assert mapped[:] == expected
+
+
+def test_what_is_done_by_one_name_of_a_file_is_seen_by_its_others_at_once(here: Path) -> None:
+    one, other, third = here / "one", here / "other", here / "third"
+    one.touch()
+    os.link(one, other)
+    for turn in range(30):
+        names = [one, other][:: 1 if turn % 2 else -1]
+        assert one.stat().st_nlink == other.stat().st_nlink == 2
+        names[0].chmod(0o600 + turn % 8)
+        assert names[1].stat().st_mode & 0o777 == 0o600 + turn % 8
+        with open(names[0], "ab", buffering=0) as file:
+            file.write(b"x" * 100)
+            assert names[1].stat().st_size == 100 * (turn + 1)
+        assert len(names[1].read_bytes()) == 100 * (turn + 1)
+        os.utime(names[0], ns=(turn, turn))
+        assert names[1].stat().st_mtime_ns == turn
+        os.link(names[0], third)
+        assert names[1].stat().st_nlink == names[0].stat().st_nlink == 3
+        if turn % 3:
+            third.unlink()
+        else:
+            (here / "new").touch()
+            (here / "new").replace(third)
+            assert third.stat().st_nlink == 1
+        assert names[1].stat().st_nlink == names[0].stat().st_nlink == 2
+        third.unlink(missing_ok=True)
 
 
 def test_what_a_mapping_writes_is_read_at_once(here: Path) -> None:

@@ -11,6 +11,7 @@ from dfs.core.ids import ROOT_INODE
 from dfs_fuse.bridge import Bridge
 from dfs_fuse.fusepy_driver import _Operations
 from dfs_fuse.hidden_names import HiddenNames
+from dfs_fuse.kernel_beliefs import KernelBeliefs
 from dfs_fuse.vfs import Vfs
 from tests.unit.client.rig import running
 
@@ -53,7 +54,8 @@ async def test_a_hidden_name_goes_also_when_its_directory_has_gone_before(
 ) -> None:
     async with running(tmp_path) as (_, client), trio.open_nursery() as nursery:
         vfs = Vfs(client, nursery, root=ROOT_INODE)
-        operations = _Operations(Bridge(nursery), vfs, lambda: None, lambda: (0, 0, 0))
+        kernel = KernelBeliefs("/", encoding="latin-1", forget=lambda _: False, enabled=False)
+        operations = _Operations(Bridge(nursery), vfs, kernel, lambda: None, lambda: (0, 0, 0))
 
         async def ask(name: str, *args: Any) -> None:
             await trio.to_thread.run_sync(operations, name, *args)
