@@ -351,9 +351,10 @@ class Machine(RuleBasedStateMachine):
         opened: list[int] = []
 
         def open_it(full: bytes) -> str:
-            if self.environment.driver == "fusepy" and os.path.isdir(full):
-                # libfuse 2 knows open directories by their path only.
-                return "directory"
+            by_path = os.path.exists(full) and not os.path.isfile(full)
+            if self.environment.driver == "fusepy" and by_path:
+                # libfuse 2 knows open directories, FIFOs and sockets by their path only.
+                return "not a file"
             opened.append(os.open(full, flags, mode))
             return "opened"
 
