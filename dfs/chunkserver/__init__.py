@@ -4,6 +4,7 @@ From the bytes up:
 
 - `fragment_format`  file header, index footer and name of a fragment file, as bytes (FORMAT.md)
 - `fragment_file`    one fragment file: create, append, find, seal, recover; blocking calls
+- `fragment_scan`    finds the records of a file
 - `page_cache`       what of a file is in memory
 - `fragment`         one fragment in use: who may touch it, and in which order
 - `identity`         whose disk a data directory is, and that no other process uses it
@@ -12,6 +13,7 @@ From the bytes up:
 - `room`             the space of a disk: used, free, kept in reserve
 - `health`           what an OSError means for a disk
 - `arrival`          fragments that are being made, out of sight until they are whole
+- `data_directory`   taking a disk over: its lock, its identity, what it holds
 - `disk`             one data directory: all of that, and the fragments in use
 - `pace`             background work goes behind clients
 - `watch`            looks whether a disk still answers

@@ -16,8 +16,9 @@ import trio
 from outcome import Error, Outcome
 
 from dfs.chunkserver import identity as identities
-from dfs.chunkserver.arrival import Arrival, Arrivals, settle
-from dfs.chunkserver.catalog import Catalog, scan
+from dfs.chunkserver.arrival import Arrival, Arrivals
+from dfs.chunkserver.catalog import Catalog
+from dfs.chunkserver.data_directory import take
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch, FragmentFile, FragmentGoneError, Reached
 from dfs.chunkserver.fragment_format import FragmentHeader, FragmentName, directory_of
@@ -26,13 +27,7 @@ from dfs.chunkserver.identity import Identity
 from dfs.chunkserver.pace import Traffic
 from dfs.chunkserver.room import Room
 from dfs.chunkserver.threads import DiskWorkers
-from dfs.core.errors import (
-    ConfigError,
-    DfsError,
-    DiskError,
-    FragmentError,
-    NoSpaceError,
-)
+from dfs.core.errors import ConfigError, DfsError, DiskError, FragmentError, NoSpaceError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.wire.messages import DiskReport, FragmentStatus, HeldFragment
 
@@ -95,41 +90,9 @@ class Disk:
             ConfigError: not a disk, or in use.
             DiskError: it does not work.
         """
-
-        abandoned = False
-
-        def load() -> tuple[Identity, int, Catalog]:
-            directory = Path(path)
-            directory.mkdir(parents=True, exist_ok=True)
-            lock_fd = identities.take_lock(directory)
-            step()
-            try:
-                identity = identities.prepare(directory, disk=fresh.disk, server=fresh.server)
-                step()
-                settle(directory)
-                catalog, used = scan(os.path.join(path, identities.FRAGMENTS), step)
-                room.account(used)
-                room.refresh()
-                if abandoned:
-                    raise DiskError(f"disk {path} answered too late")
-            except BaseException:
-                os.close(lock_fd)
-                raise
-            return identity, lock_fd, catalog
-
-        try:
-            identity, lock_fd, catalog = await workers.run_abandonable(load)
-        except trio.Cancelled:
-            abandoned = True
-            raise
-        except DfsError:
-            raise
-        except OSError as error:
-            raise DiskError(
-                f"disk {path} does not work: {error.strerror or error}",
-                errno=error.errno,
-                hint="check that it is mounted, writable and healthy",
-            ) from error
+        identity, lock_fd, catalog = await take(
+            path, fresh=fresh, workers=workers, room=room, step=step
+        )
         return cls(path, identity, lock_fd, catalog, room, Health(path, workers), cache or Cache())
 
     def close(self) -> None:
@@ -258,16 +221,13 @@ class Disk:
                 await self.delete([chunk])
 
     def _enlist(self, file: FragmentFile) -> Fragment:
-        fragment = Fragment(file, self.health, self._note)
+        fragment = Fragment(file, self.health, self.catalog.put)
         fragment.pin()
         if file.exists:
-            self._note(file.name)
+            self.catalog.put(file.name)
         self._in_use[file.header.chunk] = fragment
         self._trim()
         return fragment
-
-    def _note(self, name: FragmentName) -> None:
-        self.catalog.put(name)
 
     def _trim(self) -> None:
         """Close what was not used for long, when there is too much; an eighth at a time."""
@@ -338,7 +298,7 @@ class Disk:
         if (held.index, held.k, held.m) != place:
             return False
 
-        def ended(outcome: Outcome[Reached]) -> None:
+        def ended(outcome: "Outcome[Reached]") -> None:
             self.traffic.end()
             if isinstance(outcome, Error):
                 if isinstance(outcome.error, NoSpaceError):

@@ -95,7 +95,7 @@ class Fragment:
         """As `append`, for what `is_next`: `wake` is told the outcome."""
         file = self.file
 
-        def ended(result: Outcome[list[Reached | DfsError]]) -> None:
+        def ended(result: "Outcome[list[Reached | DfsError]]") -> None:
             self.order.release()
             if sync:
                 self._syncing.release()

@@ -19,18 +19,16 @@ import msgspec
 
 from dfs.chunkserver.fragment_format import (
     FILE_HEADER_BYTES,
-    TAIL_BYTES,
     BlockIndex,
     FragmentHeader,
     FragmentName,
     decode_file_header,
-    decode_footer,
-    decode_tail,
     encode_footer,
     footer_bytes,
 )
+from dfs.chunkserver.fragment_scan import find_records, read_footer, verify
 from dfs.chunkserver.identity import sync_directory
-from dfs.core.block import Record, parse_record, parse_records
+from dfs.core.block import Record, parse_records
 from dfs.core.buffers import Buffer
 from dfs.core.erasure import piece_length
 from dfs.core.errors import CorruptError, DfsError, FragmentError
@@ -44,7 +42,6 @@ Claim = Callable[[int], None]
 REPLY_MAX_BYTES: Final = 12 * 1024 * 1024
 """Of records in one answer. Raw bytes are bounded by the request, tiny blocks' headers are not."""
 
-_SCAN_BYTES: Final = 4 * 1024 * 1024
 _IOV_MAX: Final = 1024
 
 
@@ -426,15 +423,15 @@ class FragmentFile:
             self.promised_length = promised
             self._directory_synced = True
         try:
-            self.index = self._read_footer(size)
+            self.index = read_footer(self._fd, self.header, size)
             if promised is None:
                 # A power cut may have kept the footer and lost records before it.
-                self._verify(self.index)
+                verify(self._fd, self.header, self.index)
         except CorruptError as error:
             if promised is None:
                 self._recover(size)
             else:
-                self.index = self._scan(size, verify_payload=False)
+                self.index = find_records(self._fd, self.header, size, verify_payload=False)
                 _log.warning(
                     "%s: %s; its records were read instead and reach %d of %d bytes",
                     self.path, error.message, self.index.length, promised,
@@ -453,31 +450,9 @@ class FragmentFile:
                 f"{self.path} covers {self.index.length} bytes: not what its name says"
             )
 
-    def _read_footer(self, size: int) -> BlockIndex:
-        tail = os.pread(self._fd, TAIL_BYTES, max(0, size - TAIL_BYTES))
-        length = footer_bytes(decode_tail(tail, self.header, size))
-        return decode_footer(os.pread(self._fd, length, size - length), self.header)
-
-    def _verify(self, index: BlockIndex) -> None:
-        """Read all records. Raises CorruptError unless they are intact and as the index says."""
-        header = self.header
-        first, count = 0, len(index)
-        while first < count:
-            start = index.start_of(first)
-            last = first + 1
-            while last < count and index.start_of(last + 1) - start <= _SCAN_BYTES:
-                last += 1
-            data = os.pread(self._fd, index.start_of(last) - start, start)
-            records = parse_records(
-                memoryview(data), chunk=header.chunk, content_index=header.content_index
-            )
-            if [record.header.raw_end for record in records] != list(index.raw_ends[first:last]):
-                raise CorruptError(f"{self.path}: its records are not those of its index")
-            first = last
-
     def _recover(self, size: int) -> None:
         """Bring an open fragment back to its last good record after a crash."""
-        self.index = self._scan(size, verify_payload=True)
+        self.index = find_records(self._fd, self.header, size, verify_payload=True)
         end = self.index.file_end
         if size > end:
             _log.info(
@@ -486,40 +461,6 @@ class FragmentFile:
             with contextlib.suppress(OSError):  # a read-only disk is still worth reading
                 os.ftruncate(self._fd, end)
                 self.size_change = end - size
-
-    def _scan(self, size: int, *, verify_payload: bool) -> BlockIndex:
-        """The index of the records from the first on, as far as their headers lead.
-
-        With `verify_payload`, up to the last one that is whole. A damaged one between good ones
-        stays: readers refuse it, and to cut there would take the good ones behind it along.
-        """
-        index = BlockIndex()
-        good = 0
-        header = self.header
-        window = memoryview(bytearray(min(_SCAN_BYTES, size)))
-        start = FILE_HEADER_BYTES
-        while start < size:
-            got = os.preadv(self._fd, [window], start)
-            position = 0
-            with contextlib.suppress(CorruptError):  # perhaps only because the window ends
-                while position < got:
-                    record = parse_record(
-                        window[:got],
-                        position,
-                        chunk=header.chunk,
-                        content_index=header.content_index,
-                        verify_payload=False,
-                    )
-                    if not index.follows(record.header):
-                        break
-                    index.add(record.header)
-                    position += record.length
-                    if not verify_payload or record.intact:
-                        good = len(index)
-            if position == 0:
-                break
-            start += position
-        return index if good == len(index) else index.first(good)
 
 
 def _open_fd(path: str, *, writable: bool) -> int:

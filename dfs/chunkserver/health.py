@@ -82,7 +82,7 @@ class Health:
     ) -> None:
         """As `run`, without a task: `wake` is told the outcome."""
 
-        def ended(outcome: Outcome[T]) -> None:
+        def ended(outcome: "Outcome[T]") -> None:
             self.answered_at = trio.current_time()
             if isinstance(outcome, Error):
                 outcome = Error(self._judged(outcome.error))

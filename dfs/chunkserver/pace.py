@@ -60,7 +60,7 @@ class Traffic:
     def end(self) -> None:
         self._in_flight -= 1
         self._last = trio.current_time()
-        if not self._in_flight:
+        if not self._in_flight and self._ended:
             self._ended.unpark_all()
 
     def touch(self) -> None:

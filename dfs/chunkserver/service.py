@@ -108,7 +108,7 @@ class ChunkService:
         if not request.background:
             later = Later()
 
-            def ended(outcome: Outcome[Reached]) -> None:
+            def ended(outcome: "Outcome[Reached]") -> None:
                 if isinstance(outcome, Error):
                     later.settle(outcome)
                 else:

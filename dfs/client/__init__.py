@@ -30,14 +30,15 @@ Reading: `open_files` -> `open_file` (one per inode) -> `extent_map` -> `reader`
 -> `fetcher` (any k good fragments) -> `resolver` (where chunks lie, whom to ask first); `reports`
 of bad ones.
 
-Writing: `open_file` -> `writer` (the `pieces` of one file, its `append_queue`) -> `chunk_writers`,
+Writing: `open_file` -> `writer` (the `pieces` of one file in a `write_buffer`, its `append_queue`;
+`writer_sides`: who is told) -> `chunk_writers` (their `write_context`),
 `chunk_writer` (blocks of many files into chunks) -> `open_chunk` (fragments of one chunk) ->
 `streams` (a run of blocks on its way to them); `avoidance` of disks that failed; a `ticket` says
 where written bytes are, `unsynced` what of it may not be on disks yet, `published` (asks the
 master) what a file has of it.
 
-Small tools: `interval_map`, `together` (tasks that fail as one), `workers` (threads),
-`remote_paths`.
+Small tools: `interval_map`, `together` (tasks that fail as one), `holding` (locks), `workers`
+(threads), `remote_paths`.
 
 Errors are those of `dfs.core.errors`: all of them `OSError`s with an errno.
 """

@@ -42,12 +42,14 @@ class AppendQueue:
         self.length += len(data)
         self.last_length = len(data) + (self.last_length if self.unfinished else 0)
         self.unfinished = more
-        self._waiting.unpark_all()
+        if self._waiting:
+            self._waiting.unpark_all()
 
     def finish(self) -> None:
         """Nothing more of the last write follows."""
         self.unfinished = False
-        self._waiting.unpark_all()
+        if self._waiting:
+            self._waiting.unpark_all()
 
     async def settle(self) -> None:
         """Wait until the last write is whole, or no more of it came for a while."""

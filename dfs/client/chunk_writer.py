@@ -21,14 +21,11 @@ from typing import Final
 
 import trio
 
-from dfs.client.avoidance import Avoidance
-from dfs.client.meta import Meta
 from dfs.client.open_chunk import ChunkBrokenError, OpenChunk
-from dfs.client.reports import Reports
-from dfs.client.resolver import Resolver
 from dfs.client.retry import OnUnavailable, Patience, worth_retrying
 from dfs.client.streams import Run
 from dfs.client.ticket import Ticket
+from dfs.client.write_context import IN_FLIGHT_BYTES, WriteContext
 from dfs.core.block import BLOCK_BYTES, BLOCKS_MAX, EncodedBlock, encode_block
 from dfs.core.buffers import Buffer
 from dfs.core.chunk import CHUNK_MAX_BYTES, DiskLocation
@@ -36,17 +33,13 @@ from dfs.core.errors import DfsError, NoSpaceError, SessionError, UnavailableErr
 from dfs.core.ids import ChunkId
 from dfs.core.policy import Policy
 from dfs.core.redundancy import Redundancy
-from dfs.core.workers import Workers
-from dfs.wire.limits import ByteBudget
-from dfs.wire.pool import Pool
 
 PACK_BYTES: Final = 64 * 1024
 """Pieces shorter than this share blocks with others."""
-RUN_BYTES: Final = 1024 * 1024
-"""Raw bytes that are encoded in one hop and travel in one append."""
+RUN_BYTES: Final = 2 * 1024 * 1024
+"""Raw bytes that are encoded in one hop and travel in one append: with half of it the servers and
+the client take a fifth longer for a long stream, with twice as much no less."""
 RUNS_IN_FLIGHT: Final = 6
-IN_FLIGHT_BYTES: Final = 32 * 1024 * 1024
-"""Raw bytes submitted and not acknowledged, over all writers of a client."""
 _INLINE_BYTES: Final = 32 * 1024
 """Runs up to this are encoded where they are."""
 _RAW_RUNS: Final = 3
@@ -70,31 +63,6 @@ class _Piece:
 
 
 _Block = list[_Piece]
-
-
-class WriteContext:
-    """What all chunk writers of a client share."""
-
-    def __init__(
-        self,
-        *,
-        meta: Meta,
-        pool: Pool,
-        resolver: Resolver,
-        reports: Reports,
-        workers: Workers,
-        nursery: trio.Nursery,
-        near: str,
-    ) -> None:
-        self.meta = meta
-        self.pool = pool
-        self.resolver = resolver
-        self.reports = reports
-        self.workers = workers
-        self.nursery = nursery
-        self.near = near
-        self.avoidance = Avoidance()
-        self.budget = ByteBudget(IN_FLIGHT_BYTES)
 
 
 class ChunkWriter:
@@ -122,10 +90,13 @@ class ChunkWriter:
         """What is left of waiting since then."""
         self._idle = trio.lowlevel.ParkingLot()
 
-    async def submit(self, raws: Sequence[Buffer], *, sync: bool = False) -> Ticket:
+    async def submit(
+        self, raws: Sequence[Buffer], *, sync: bool = False, start: bool = True
+    ) -> Ticket:
         """Queue pieces of 1 to BLOCK_BYTES bytes each; none of them may be changed any more.
 
-        With `sync` the servers are asked to answer when the pieces are on their disks.
+        With `sync` the servers are asked to answer when the pieces are on their disks. Without
+        `start` the caller has to `start` or `push` at once.
         """
         lengths = [len(raw) for raw in raws]
         await self._context.budget.acquire(_charge(sum(lengths)))
@@ -136,8 +107,19 @@ class ChunkWriter:
         for position, raw in enumerate(raws):
             self._order += 1
             self._queue.append(_Piece(ticket, position, raw, self._order))
-        self._start_pump()
+        if start:
+            self.start()
         return ticket
+
+    async def push(self) -> None:
+        """As `start`, but it may be the caller who sends it, which spares a task.
+
+        It must not be cancelled but by the end of the client: it may send what is others'.
+        """
+        if self._may_pump:
+            self._pumping = True
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._pump()
 
     def _give_back(self, ticket: Ticket) -> None:
         self._context.budget.release(_charge(ticket.size))
@@ -182,8 +164,13 @@ class ChunkWriter:
 
     # ---------------------------------------------------------------- the pump
 
-    def _start_pump(self) -> None:
-        if not self._pumping and self._queue and self._runs < RUNS_IN_FLIGHT:
+    @property
+    def _may_pump(self) -> bool:
+        return not self._pumping and bool(self._queue) and self._runs < RUNS_IN_FLIGHT
+
+    def start(self) -> None:
+        """Have sent what is queued."""
+        if self._may_pump:
             self._pumping = True
             self._context.nursery.start_soon(self._pump)
 
@@ -215,9 +202,13 @@ class ChunkWriter:
             raise
         finally:
             self._pumping = False
-            self._idle.unpark_all()
+            self._tell()
         if last is not None:
             await self._write(*last)
+
+    def _tell(self) -> None:
+        if self._idle:
+            self._idle.unpark_all()
 
     def _fail_queue(self, error: DfsError) -> None:
         queue, self._queue = self._queue, deque()
@@ -277,8 +268,8 @@ class ChunkWriter:
                     offset += len(piece.raw)
         finally:
             self._runs -= 1
-            self._start_pump()
-            self._idle.unpark_all()
+            self.start()
+            self._tell()
 
     async def _encode(self, chunk: OpenChunk, run: Run, blocks: list[_Block]) -> list[EncodedBlock]:
         """Compress, split and checksum; in a thread, unless that takes longer than the work.

@@ -6,9 +6,10 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from dfs.client.chunk_writer import ChunkWriter, WriteContext
+from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.retry import worth_retrying
 from dfs.client.unsynced import Unsynced
+from dfs.client.write_context import WriteContext
 from dfs.client.writer import FileWriter
 from dfs.core.errors import DfsError, refuse
 from dfs.core.ids import InodeId, PolicyId

@@ -25,7 +25,6 @@ from dfs.client import remote_paths
 from dfs.client.admin import Admin
 from dfs.client.big_upload import ReadStream
 from dfs.client.block_cache import BlockCache
-from dfs.client.chunk_writer import WriteContext
 from dfs.client.chunk_writers import ChunkWriters
 from dfs.client.download import download
 from dfs.client.fetcher import Fetcher
@@ -45,6 +44,7 @@ from dfs.client.retry import OnUnavailable
 from dfs.client.session import Session
 from dfs.client.upload import upload, upload_stream
 from dfs.client.workers import ThreadWorkers
+from dfs.client.write_context import WriteContext
 from dfs.core.errors import ConfigError, FileSystemError, refuse
 from dfs.core.inode import Inode
 from dfs.core.workers import Workers

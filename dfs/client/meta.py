@@ -129,6 +129,8 @@ class Meta:
         delegations = self.delegations
         if not delegations.active:
             waiting = self._ask(ops, cred, sync=sync)
+            if sync:
+                await self._flush_here()
             return await waiting.wait(), waiting.synced
         op = ops[0]
         if type(op) is m.Commit and len(ops) == 1 and not sync and delegations.log.waits(op.ino):
@@ -137,6 +139,8 @@ class Meta:
         within = await delegations.enter(ops)
         try:
             waiting = self._ask(ops, cred, sync=sync)
+            if sync:
+                await self._flush_here()
             results = await waiting.wait()
         except BaseException:
             delegations.unknown(within, ops)
@@ -147,9 +151,16 @@ class Meta:
     def _ask(self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool) -> _Waiting:
         waiting = _Waiting(ops, cred or self.cred, sync)
         self._queue.append(waiting)
-        if not self._flushing and self._frames < _FRAMES_IN_FLIGHT:
+        if not sync and not self._flushing and self._frames < _FRAMES_IN_FLIGHT:
             self._start_flush()
         return waiting
+
+    async def _flush_here(self) -> None:
+        """As what `_start_flush` starts, by a task that waits for an answer anyway."""
+        if not self._flushing and self._frames < _FRAMES_IN_FLIGHT:
+            self._flushing = True
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            await self._flush()
 
     async def do(self, op: m.AnyOp, *, cred: m.Cred | None = None) -> Inode | None:
         """Apply one operation; the inode after it. Raises what the master refused it with."""
@@ -160,7 +171,8 @@ class Meta:
     ) -> tuple[Inode | None, bool]:
         """As `do`, answered when the change is on the master's disk; whether it is.
 
-        Where it is not, a barrier brings it there, or says why not.
+        Where it is not, a barrier brings it there, or says why not. It must not be cancelled but
+        by the end of the client: it may send what others ask for.
         """
         results, synced = await self._answer((op,), cred, sync=True)
         return unwrap(results[0]), synced

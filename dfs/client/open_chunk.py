@@ -174,7 +174,11 @@ class OpenChunk:
 
     def _ended(self) -> None:
         self._in_flight -= 1
-        self._changed.unpark_all()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._changed:
+            self._changed.unpark_all()
 
     def _request(self, stream: Stream, run: Run) -> Append:
         return Append(
@@ -212,7 +216,8 @@ class OpenChunk:
         stream.acked_length = max(stream.acked_length, run.end)
         if synced:
             stream.synced_length = max(stream.synced_length, run.end)
-        stream.moved.unpark_all()
+        if stream.moved:
+            stream.moved.unpark_all()
         run.hurry()
 
     def refused(self, stream: Stream, run: Run, error: DfsError) -> None:
@@ -273,7 +278,7 @@ class OpenChunk:
     def release(self) -> None:
         """They are committed, or given up."""
         self._held -= 1
-        self._changed.unpark_all()
+        self._tell()
 
     def close(self) -> None:
         """Take no more runs."""

@@ -219,9 +219,12 @@ class OpenFile:
             if self.writer is None:
                 files = self._files
                 chunks = await files.writers.of(self.inode.policy)
-                self.writer = FileWriter(
+                writer = FileWriter(
                     self.ino, files.meta, chunks, files.nursery, files.writers, self
                 )
+                # What another thread writes to a new file is there by now, or goes to the writer.
+                with files.meta.delegations.log.lock:
+                    self.writer = writer
             return self.writer
 
     def committed(
@@ -256,12 +259,16 @@ class OpenFile:
 
     async def go_on_alone(self) -> None:
         """Have the bytes of a new file for this file alone, where they are not on their way yet."""
-        if self.new is None:
-            return
-        await self.open_writer()
+        if self.new is not None:
+            await self._own_writer()
+
+    async def _own_writer(self) -> FileWriter:
+        """What takes all further bytes. In this order: none become those of a new file after it."""
+        writer = self.writer or await self.open_writer()
         new = self.new
         if new is not None and not self._files.meta.delegations.log.withdraw(new):
             await self._new_published()
+        return writer
 
     def take_over(self, new: NewFile) -> None:
         """Its bytes are published without the file. Does not yield; the writer is there."""
@@ -285,8 +292,7 @@ class OpenFile:
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Write bytes that will never change. They are published by `flush`, or in a while."""
         self._check()
-        await self.go_on_alone()
-        writer = self.writer or await self.open_writer()
+        writer = await self._own_writer()
         if writer.appending and offset + len(data) > self.inode.size:
             # It may lie in what was appended before it.
             await writer.commit()
@@ -303,8 +309,7 @@ class OpenFile:
         With `more` the next append may be a part of the same write: see `FileWriter.append`.
         """
         self._check()
-        await self.go_on_alone()
-        writer = self.writer or await self.open_writer()
+        writer = await self._own_writer()
         self.epoch += 1
         try:
             await writer.append(data, more=more)

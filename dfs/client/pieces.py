@@ -23,6 +23,11 @@ class Piece:
     def end(self) -> int:
         return self.start + len(self.data)
 
+    @property
+    def failed(self) -> bool:
+        """It was submitted, and not all of what went with it could be written."""
+        return self.ticket is not None and self.ticket.error is not None
+
 
 def extents_of(spans: Iterable[Span[Piece]]) -> list[Extent]:
     """Where spans of acknowledged pieces lie; what continues each other is one extent."""

@@ -62,21 +62,27 @@ class _Lease:
 
     async def take(self, deadline: float = math.inf) -> int:
         """The next number, as soon as the window has room for it. Raises UnavailableError."""
-        with trio.CancelScope(deadline=deadline) as scope:
-            while self._in_flight and self._next - next(iter(self._in_flight)) >= WINDOW:
-                await self._room.park()
-        if scope.cancelled_caught:
-            raise UnavailableError("the master has not answered changes that were sent before")
+        if self._full:
+            with trio.CancelScope(deadline=deadline) as scope:
+                while self._full:
+                    await self._room.park()
+            if scope.cancelled_caught:
+                raise UnavailableError("the master has not answered changes that were sent before")
         sequence = self._next
         self._next += 1
         self._in_flight[sequence] = None
         return sequence
 
+    @property
+    def _full(self) -> bool:
+        """The window of numbers in flight has no room for another."""
+        return bool(self._in_flight) and self._next - next(iter(self._in_flight)) >= WINDOW
+
     def give_back(self, sequence: int) -> None:
         """The number has its answer, or it does not matter when that comes."""
         oldest = next(iter(self._in_flight)) == sequence
         del self._in_flight[sequence]
-        if oldest:
+        if oldest and self._room:
             self._room.unpark_all()
 
 

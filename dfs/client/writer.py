@@ -1,87 +1,47 @@
 """The unpublished bytes of one file: buffered, sent to the disks, then committed to the master.
 
-Life of written bytes: buffered (until a block is full, or a flush) -> pending -> submitted to the
-policy's chunk writer -> acknowledged by the disks -> committed. The raw bytes are held until they
-are committed, so whatever fails in between is written again from memory, and reads of this client
-see them at once. Blocks are cut at multiples of BLOCK_BYTES of the file.
-
-Invariant: between two awaits, every byte written and not committed is in `overlay`, and every
-piece in `overlay` is buffered, pending, or has a ticket.
+Life of written bytes: buffered (`write_buffer`) -> submitted to the policy's chunk writer ->
+acknowledged by the disks -> committed. The raw bytes are held until they are committed, so whatever
+fails in between is written again from memory, and reads of this client see them at once.
 """
 
 import errno
 import logging
-from collections import deque
 from collections.abc import Iterable
-from typing import Final, Protocol
+from functools import partial
+from typing import Final
 
 import trio
 
 from dfs.client import published
 from dfs.client.append_queue import AppendQueue
-from dfs.client.chunk_writer import ChunkWriter
+from dfs.client.chunk_writer import RUN_BYTES, ChunkWriter
+from dfs.client.holding import holding
 from dfs.client.interval_map import IntervalMap
 from dfs.client.meta import Meta
 from dfs.client.open_chunk import OpenChunk
 from dfs.client.pieces import Piece, appended_extents, extents_of, shifted
 from dfs.client.ticket import Ticket
-from dfs.client.unsynced import Unsynced
+from dfs.client.write_buffer import WriteBuffer
+from dfs.client.writer_sides import Holder, Owner
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
 from dfs.core.inode import AppendMark, Extent, Inode
 from dfs.wire.messages import Commit, Cred
 
-BUFFERED_MAX_BYTES: Final = 8 * 1024 * 1024
-BUFFERED_MAX_PIECES: Final = 256
-"""Blocks of a file that may wait to be filled."""
+APPENDED_MAX_BYTES: Final = 8 * 1024 * 1024
+"""Of appends, so many are committed together."""
 COMMIT_BYTES: Final = 16 * 1024 * 1024
 """With so much held, a commit is started in the background."""
 HELD_MAX_BYTES: Final = 64 * 1024 * 1024
 """With so much held by a file, nothing more is taken before a commit."""
-PIECE_BYTES: Final = 1024
-"""What a piece is counted with besides its bytes: tiny ones cost memory, and the master's time."""
-_SUBMIT_BYTES: Final = 1024 * 1024
+_SUBMIT_PIECES: Final = RUN_BYTES // BLOCK_BYTES
+"""So many are submitted together; fewer wait for more, or for a commit."""
 _EXTENTS_MAX: Final = 1000
 _REWRITES_MAX: Final = 3
 
 log = logging.getLogger(__name__)
-
-
-class Holder(Protocol):
-    """What the bytes held by all writers of a client are counted with."""
-
-    @property
-    def unsynced(self) -> Unsynced:
-        """What was committed and may not be on the disks yet."""
-
-    def held(self, writer: "FileWriter", change: int) -> None: ...
-
-    async def make_room(self) -> None:
-        """Wait until more may be held. Raises DfsError."""
-
-    def committing(self, ino: InodeId) -> trio.Lock:
-        """One lock for a file, held while it is committed."""
-
-    def mark(self) -> AppendMark:
-        """For one more append, by which it is known again."""
-
-
-class Owner(Protocol):
-    """The OpenFile of a FileWriter."""
-
-    @property
-    def version(self) -> int:
-        """The inode's, as last heard of."""
-
-    def committed(
-        self, inode: Inode, extents: list[Extent] | None, operations: int, since: int
-    ) -> None:
-        """`inode` is how the file is after a commit.
-
-        `extents` were put into it by `operations` changes (None: who knows which changes);
-        `since` is the version that was known before the master was asked.
-        """
 
 
 class _Round:
@@ -130,9 +90,6 @@ class FileWriter:
         holder: Holder,
         owner: Owner,
     ) -> None:
-        self.overlay: IntervalMap[Piece] = IntervalMap()
-        self.held_bytes = 0
-        self.dirty_since: float | None = None
         self.cred: Cred | None = None
         """Whose rights commits use; None: the client's."""
         self.mtime_ns: int | None = None
@@ -143,11 +100,7 @@ class FileWriter:
         self._nursery = nursery
         self._holder = holder
         self._owner = owner
-        self._pieces: set[Piece] = set()
-        self._buffered: dict[int, Piece] = {}
-        """By block of the file. These may still grow."""
-        self._buffered_bytes = 0
-        self._pending: deque[Piece] = deque()
+        self._buffer = WriteBuffer(partial(holder.held, self))
         self._submitting = trio.Lock()
         self._committing = holder.committing(ino)
         self._rounds = 0
@@ -162,7 +115,22 @@ class FileWriter:
     @property
     def dirty(self) -> bool:
         """There is something to commit."""
-        return bool(self._pieces or self._appends)
+        return bool(self._buffer.pieces or self._appends)
+
+    @property
+    def dirty_since(self) -> float | None:
+        """When the first of it was written."""
+        return self._buffer.dirty_since
+
+    @property
+    def overlay(self) -> IntervalMap[Piece]:
+        """What lies where in the file and is not committed, but for appends."""
+        return self._buffer.overlay
+
+    @property
+    def held_bytes(self) -> int:
+        """What all of it takes."""
+        return self._buffer.held_bytes
 
     @property
     def appended_bytes(self) -> int:
@@ -199,10 +167,11 @@ class FileWriter:
             # Once taken, they would keep all the others from being committed.
             raise refuse(errno.EFBIG, f"{len(data)} bytes at {offset}")
         await self._make_room()
-        self._take(offset, memoryview(data))
-        if self._pending:
+        buffer = self._buffer
+        buffer.take(offset, memoryview(data))
+        if len(buffer.pending) >= _SUBMIT_PIECES:
             await self._drain()
-        if self.held_bytes - self._buffered_bytes >= COMMIT_BYTES:
+        if buffer.held_bytes - buffer.growing_bytes >= COMMIT_BYTES:
             self.start_commit()
 
     async def _make_room(self) -> None:
@@ -210,121 +179,47 @@ class FileWriter:
             await self.commit(partial=self.appending)
         await self._holder.make_room()
 
-    def _take(self, offset: int, view: memoryview) -> None:
-        """Put bytes into blocks. Does not yield."""
-        at, end = offset, offset + len(view)
-        while at < end:
-            block = at // BLOCK_BYTES
-            stop = min(end, (block + 1) * BLOCK_BYTES)
-            part = view[at - offset : stop - offset]
-            if len(part) == BLOCK_BYTES:
-                self._forget_buffered(block)
-                piece = Piece(at, part)
-                self._add(piece)
-                self._pending.append(piece)
-                self.overlay.set(at, stop, piece)
-            else:
-                self._buffer(block, at, part)
-            at = stop
-        if self._buffered_bytes > BUFFERED_MAX_BYTES or len(self._buffered) > BUFFERED_MAX_PIECES:
-            self._release_buffered()
-
     def take_over(self, data: bytearray, time_ns: int, cred: Cred) -> None:
         """Take the first bytes of a file, which nobody changes any more. Does not yield."""
-        self._take(0, memoryview(data))
+        self._buffer.take(0, memoryview(data))
         self.mtime_ns = time_ns
         self.cred = cred
-
-    def _buffer(self, block: int, at: int, part: memoryview) -> None:
-        piece = self._buffered.get(block)
-        if piece is not None and not piece.start <= at <= piece.end:
-            self._release(block)
-            piece = None
-        if piece is None:
-            piece = Piece(at, bytearray(part))
-            self._add(piece)
-            self._buffered[block] = piece
-            self._buffered_bytes += len(part)
-            grown = 0
-        else:
-            assert isinstance(piece.data, bytearray)
-            before = len(piece.data)
-            skip = at - piece.start
-            piece.data[skip : skip + len(part)] = part
-            grown = len(piece.data) - before
-            self._buffered_bytes += grown
-        self.overlay.set(at, at + len(part), piece, at - piece.start)
-        if piece.end == (block + 1) * BLOCK_BYTES:
-            self._release(block)
-        # Last: with too much held a commit begins, which takes what is buffered.
-        self._hold(grown)
-
-    def _release(self, block: int) -> None:
-        """A buffered piece grows no more."""
-        piece = self._buffered.pop(block)
-        self._buffered_bytes -= len(piece.data)
-        self._pending.append(piece)
-
-    def _release_buffered(self) -> None:
-        for block in list(self._buffered):
-            self._release(block)
-
-    def _forget_buffered(self, block: int) -> None:
-        """The whole block is written anew: what was buffered of it need not be sent."""
-        piece = self._buffered.pop(block, None)
-        if piece is not None:
-            self._buffered_bytes -= len(piece.data)
-            self._drop([piece])
-
-    def _add(self, piece: Piece) -> None:
-        self._pieces.add(piece)
-        self._hold(len(piece.data) + PIECE_BYTES)
-        if self.dirty_since is None:
-            self.dirty_since = trio.current_time()
-
-    def _hold(self, change: int) -> None:
-        self.held_bytes += change
-        self._holder.held(self, change)
-
-    def _drop(self, pieces: Iterable[Piece]) -> None:
-        """These need not be held any longer."""
-        for piece in pieces:
-            if piece in self._pieces:
-                self._pieces.discard(piece)
-                self._hold(-len(piece.data) - PIECE_BYTES)
-        if not self._pieces:
-            self.dirty_since = None
 
     async def _drain(self, *, sync: bool = False) -> None:
         """Submit what is pending, in order. Cancelled, the rest stays pending.
 
         What another task is submitting is waited for: it may be anybody's bytes, and has no ticket
-        yet. With `sync`, the last of it to be acknowledged when it is on the disks.
+        yet. With `sync`, the last of it to be acknowledged when it is on the disks; and the task
+        of a commit sends it itself.
         """
-        async with self._submitting:
-            while self._pending:
-                group: list[Piece] = []
-                size = 0
-                while self._pending and size < _SUBMIT_BYTES:
-                    group.append(self._pending.popleft())
-                    size += len(group[-1].data)
+        buffer = self._buffer
+        if not buffer.pending and not self._submitting.locked():
+            return
+        async with holding(self._submitting):
+            while buffer.pending:
+                group = buffer.take_pending(_SUBMIT_PIECES)
                 try:
                     raws = [memoryview(piece.data) for piece in group]
-                    ticket = await self._chunks.submit(raws, sync=sync and not self._pending)
+                    last = sync and not buffer.pending
+                    ticket = await self._chunks.submit(raws, sync=last, start=False)
                 except BaseException:
-                    self._pending.extendleft(p for p in reversed(group) if p in self._pieces)
+                    buffer.put_back(group)
                     raise
-                if not self._pieces.intersection(group):
+                if buffer.pending or not sync:
+                    self._chunks.start()
+                if not buffer.pieces.intersection(group):
                     ticket.settle()  # given up meanwhile
                 for position, piece in enumerate(group):
                     piece.ticket = ticket
                     piece.position = position
+        if sync:
+            await self._chunks.push()
 
     async def append(self, data: bytes, *, more: bool = False) -> None:
         """Take `data` for the end of the file, wherever that is when it is committed.
 
         With `more` the next append may be of the same write, and belong behind it: the two stand
-        together in the file, unless the write is of more than BUFFERED_MAX_BYTES.
+        together in the file, unless the write is of more than APPENDED_MAX_BYTES.
 
         Raises:
             DfsError: earlier bytes could not be written. `data` was not taken.
@@ -332,17 +227,15 @@ class FileWriter:
         if not data:
             return
         queue = self._appends
-        if not queue.unfinished or queue.last_length >= BUFFERED_MAX_BYTES:
+        if not queue.unfinished or queue.last_length >= APPENDED_MAX_BYTES:
             # Room may come of a commit of this file, so half a write is not kept waiting for it.
-            while queue.length >= BUFFERED_MAX_BYTES:
+            while queue.length >= APPENDED_MAX_BYTES:
                 queue.finish()
                 await self.commit()
             await self._make_room()
         queue.put(data, more=more)
-        self._hold(len(data))
-        if self.dirty_since is None:
-            self.dirty_since = trio.current_time()
-        if queue.length >= BUFFERED_MAX_BYTES:
+        self._buffer.hold(len(data))
+        if queue.length >= APPENDED_MAX_BYTES:
             self.start_commit(partial=True)
 
     def finish_append(self) -> None:
@@ -359,7 +252,7 @@ class FileWriter:
     def _ask(self, partial: bool, sync: bool = False) -> _Round:
         """The commit that publishes what is written now."""
         if partial:
-            self._release_buffered()
+            self._buffer.release_all()
         found = self._next_round
         if found is None:
             found = _Round()
@@ -375,7 +268,7 @@ class FileWriter:
 
     async def _run(self, commit: _Round) -> None:
         try:
-            async with self._committing:
+            async with holding(self._committing):
                 self._next_round = None
                 commit.synced = await self._publish(commit.partial, commit.sync)
         except DfsError as error:
@@ -412,7 +305,7 @@ class FileWriter:
     async def _publish(self, partial: bool, sync: bool) -> bool:
         """Commit; whether it is on the master's disk, which takes `sync`."""
         # What failed before this commit was asked for is no reason for it to fail.
-        self._take_back(p for p in self._pieces if p.ticket is not None and p.ticket.error)
+        self._buffer.take_back(p for p in self._buffer.pieces if p.failed)
         for rewrites in range(_REWRITES_MAX + 1):
             try:
                 await self._drain(sync=sync)
@@ -428,7 +321,7 @@ class FileWriter:
         return synced
 
     async def _commit_pieces(self, sync: bool) -> bool:
-        pieces = {piece for piece in self._pieces if piece.ticket is not None}
+        pieces = {piece for piece in self._buffer.pieces if piece.ticket is not None}
         tickets = {piece.ticket: None for piece in pieces if piece.ticket is not None}
         await self._wait(tickets, pieces)
         spans = [span for span in self.overlay if span.value in pieces]
@@ -451,11 +344,11 @@ class FileWriter:
                 if self._worth_rewriting(error):
                     for ticket in tickets:
                         ticket.abandon()
-                    self._take_back(pieces)
+                    self._buffer.take_back(pieces)
                 raise
         # From here on without an await, so that readers see the bytes in one place or the other.
         self.overlay.remove(pieces.__contains__)
-        self._drop(pieces)
+        self._buffer.drop(pieces)
         for ticket in tickets:
             self._settle(ticket)
         if inode is not None:
@@ -487,19 +380,8 @@ class FileWriter:
             except DfsError as error:
                 failure = error
         if failure is not None:
-            self._take_back(p for p in pieces if p.ticket is not None and p.ticket.error)
+            self._buffer.take_back(piece for piece in pieces if piece.failed)
             raise failure
-
-    def _take_back(self, pieces: Iterable[Piece]) -> None:
-        """Submit these again: their extents are of no use."""
-        again = sorted(
-            (piece for piece in pieces if piece in self._pieces), key=lambda piece: piece.start
-        )
-        for piece in again:
-            if piece.ticket is not None:
-                piece.ticket.settle()
-                piece.ticket = None
-        self._pending.extendleft(reversed(again))
 
     async def _commit_appended(self, sync: bool) -> bool:
         """Write what was appended, and let the master say where it goes.
@@ -559,9 +441,7 @@ class FileWriter:
                 self._attempt = None
                 self._settle(attempt.ticket)
                 self._appends.drop(attempt.count)
-                self._hold(-attempt.length)
-                if not self.dirty:
-                    self.dirty_since = None
+                self._buffer.hold(-attempt.length)
             self._owner.committed(inode, placed, 1, since)
         return synced
 
@@ -575,12 +455,15 @@ class FileWriter:
         ticket = await self._chunks.submit(
             [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)],
             sync=sync,
+            start=not sync,
         )
         attempt = _Attempt(ticket, self._holder.mark(), len(parts), len(data))
         if discards == self._discards:
             self._attempt = attempt
         else:
             ticket.settle()  # given up meanwhile
+        if sync:
+            await self._chunks.push()
         return attempt
 
     async def sync(self) -> bool:
@@ -614,15 +497,8 @@ class FileWriter:
     def discard(self) -> None:
         """Give up all that is not committed. A commit under way may still take effect."""
         self._discards += 1
-        for piece in self._pieces:
-            if piece.ticket is not None:
-                piece.ticket.settle()
-        self.overlay.wipe()
-        self._buffered.clear()
-        self._buffered_bytes = 0
-        self._pending.clear()
-        self._drop(list(self._pieces))
-        self._hold(-self._appends.length)
+        self._buffer.discard()
+        self._buffer.hold(-self._appends.length)
         if self._attempt is not None:
             self._attempt.ticket.settle()
             self._attempt = None

@@ -230,7 +230,7 @@ class ClientService:
         """The answer to a change, once that is on the disk."""
         later = Later()
 
-        def done(outcome: Outcome[None]) -> None:
+        def done(outcome: "Outcome[None]") -> None:
             if isinstance(outcome, Error) and not isinstance(outcome.error, DfsError):
                 later.settle(outcome)
             else:

@@ -29,7 +29,7 @@ import dfs
 from dfs.client import Client, connect
 from dfs.client.chunk_writers import HELD_TOTAL_BYTES
 from dfs.client.remote_paths import show
-from dfs.core import collector
+from dfs.core import allocator, collector
 from dfs.core.errors import DfsError, FileSystemError
 from dfs.core.ids import InodeId
 from dfs_fuse.about import About, own_pid_namespace
@@ -60,6 +60,7 @@ def run(options: MountOptions, master: str, ready: Callable[[], None]) -> None:
         nonlocal mounted
         mounted = True
         log.info("mounted %s at %s (%s)", options.fsname, shown(options.point), driver)
+        allocator.keep_buffers()
         collector.tune()
         ready()
 

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 
 from dfs.chunkserver import fragment_file
 from dfs.client import Client, unsynced
+from dfs.core.block import BLOCK_BYTES
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import DfsError, LostChangesError
 from dfs.wire.calls import Wake
@@ -70,6 +71,45 @@ async def test_new_bytes_are_brought_to_disk_by_one_question_to_each_server_and_
             await world.cut_power()
             await file.fsync()
         assert await client.read_file("/a") == b"onetwo"
+
+
+async def test_a_write_that_fills_a_block_is_brought_to_disk_no_other_way(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (_, client):
+        async with await client.open("/a", "w") as file:
+            await file.write(os.urandom(BLOCK_BYTES - 1000))
+            await file.fsync()
+            with counted(client) as asked:
+                await file.write(b"to the end of the block".ljust(1000))
+                assert not asked, "it is sent along with the question"
+                await file.fsync()
+            assert asked == {"Append": 3, "Apply": 1}
+
+
+async def test_files_that_are_synced_at_the_same_time_share_questions(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path) as (world, client):
+        names = [f"/{number}" for number in range(20)]
+        files = [await client.open(name, "w") for name in names]
+        for file in files:
+            await file.write(b"one")
+            await file.fsync()
+        for name, file in zip(names, files, strict=True):
+            await file.write(name.encode())
+        with counted(client) as asked:
+            async with trio.open_nursery() as nursery:
+                for file in files:
+                    nursery.start_soon(file.fsync)
+        assert asked["Append"] == 3
+        assert asked["Apply"] <= 2
+        await world.cut_power()
+        for file in files:
+            await file.fsync()
+            await file.close()
+        for name in names:
+            assert await client.read_file(name) == b"one" + name.encode()
 
 
 async def test_what_is_appended_is_brought_to_disk_the_same_way(

@@ -19,7 +19,8 @@ from dfs.client.append_queue import QUIET_S
 from dfs.client.chunk_writers import HELD_TOTAL_BYTES
 from dfs.client.extent_map import ExtentMap
 from dfs.client.session import _Lease
-from dfs.client.writer import BUFFERED_MAX_BYTES, HELD_MAX_BYTES, PIECE_BYTES
+from dfs.client.write_buffer import PIECE_BYTES
+from dfs.client.writer import APPENDED_MAX_BYTES, HELD_MAX_BYTES
 from dfs.core.chunk import ChunkState
 from dfs.core.errors import FileSystemError, NoSpaceError, UnavailableError
 from dfs.core.inode import Inode
@@ -189,19 +190,19 @@ async def test_an_append_in_parts_stays_in_one_piece_where_the_buffer_is_full(
 
     async with running(tmp_path) as (_, client), await client.open("/log", "a") as log:
         with intercepted(client, before=note):
-            await log.write(bytes(BUFFERED_MAX_BYTES - 1))
+            await log.write(bytes(APPENDED_MAX_BYTES - 1))
             await log._file.append(b"one ", more=True)
             await trio.sleep(QUIET_S / 2)
             await log._file.append(b"two")
             await log.flush()
-    assert published == [0, BUFFERED_MAX_BYTES - 1 + len(b"one two")]
+    assert published == [0, APPENDED_MAX_BYTES - 1 + len(b"one two")]
 
 
 async def test_appends_that_never_seem_to_end_are_published_all_the_same(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async with running(tmp_path) as (_, client), await client.open("/log", "a+") as log:
-        parts = [bytes([number]) * (1 << 20) for number in range(3 * BUFFERED_MAX_BYTES >> 20)]
+        parts = [bytes([number]) * (1 << 20) for number in range(3 * APPENDED_MAX_BYTES >> 20)]
         for part in parts:
             await log._file.append(part, more=True)
         assert await log.pread(len(parts) << 20, 0) == b"".join(parts)

@@ -8,7 +8,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from dfs.client import chunk_writers
-from dfs.client.chunk_writer import IN_FLIGHT_BYTES
+from dfs.client.chunk_writer import RUN_BYTES
+from dfs.client.write_context import IN_FLIGHT_BYTES
 from dfs.client.writer import FileWriter
 from dfs.core.block import BLOCK_BYTES
 from tests.unit.client.rig import running
@@ -19,7 +20,7 @@ MIB = 1 << 20
 async def test_a_flush_waits_for_bytes_that_another_task_is_submitting(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    data = Random(1).randbytes(BLOCK_BYTES)
+    data = Random(1).randbytes(RUN_BYTES)
     flushed = False
 
     async with running(tmp_path) as (world, client), world.client("other") as other:
@@ -34,7 +35,7 @@ async def test_a_flush_waits_for_bytes_that_another_task_is_submitting(
                 await file.flush()
                 flushed = True
 
-            # Fills the block, and waits with all of it.
+            # Fills the blocks, and waits with all of them.
             nursery.start_soon(file.pwrite, data[4096:], 4096)
             await wait_all_tasks_blocked()
             nursery.start_soon(flush)
@@ -48,7 +49,7 @@ async def test_a_flush_waits_for_bytes_that_another_task_is_submitting(
 async def test_bytes_of_a_write_that_is_cancelled_while_it_waits_are_flushed_by_another_task(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    data = Random(2).randbytes(BLOCK_BYTES)
+    data = Random(2).randbytes(RUN_BYTES)
     async with running(tmp_path) as (_, client):
         file = await client.open("/a", "w")
         budget = client.writers.context.budget

@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from trio.testing import MockClock
 
 from dfs.client import Client, new_files, write_behind
+from dfs.client.chunk_writer import ChunkWriter
 from dfs.client.new_file import NewFile
 from dfs.client.write_behind import NEW_BYTES_MANY, NEW_FILE_BYTES
 from dfs.core.errors import DfsError, FileSystemError, UnavailableError
-from dfs.core.ids import ROOT_INODE, InodeId
+from dfs.core.ids import ROOT_INODE, InodeId, PolicyId
 from dfs.wire.messages import Apply, CloseSession, Commit, Empty, Message, SetAttr
 from dfs_fuse.caller import Caller
 from dfs_fuse.handles import FileHandle
@@ -130,6 +131,36 @@ async def test_this_mount_sees_the_bytes_and_attributes_at_once_and_later(
         assert (after.size, after.mtime_ns) == (before.size, before.mtime_ns)
         assert after == await other.stat("/d/a")
         await vfs.release(again)
+
+
+async def test_two_writes_at_once_to_a_file_just_made_are_both_there(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = b"too far from the beginning for a new file"
+    async with own_directory(tmp_path) as (_, client, vfs, other, ino):
+        # From here on it takes a while until the file is told.
+        client.meta.delegations.log.hurry()
+        await trio.sleep(0.1)
+        handle = opened(vfs, ino, b"a", flags=BOTH)
+        of = client.writers.of
+        asked, go_on = trio.Event(), trio.Event()
+
+        async def slowly(policy: PolicyId) -> ChunkWriter:
+            asked.set()
+            await go_on.wait()
+            return await of(policy)
+
+        monkeypatch.setattr(client.writers, "of", slowly)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vfs.write, handle, NEW_FILE_BYTES, far)
+            await asked.wait()
+            assert vfs.write_here(handle, 0, b"begin")
+            go_on.set()
+        expected = b"begin".ljust(NEW_FILE_BYTES, b"\0") + far
+        assert await vfs.read(handle, 0, len(expected)) == expected
+        await vfs.flush(handle)
+        await vfs.release(handle)
+        assert await other.read_file("/d/a") == expected
 
 
 async def test_a_name_is_never_told_before_its_bytes(
