@@ -237,7 +237,9 @@ class _Fragment:
             self._silent[location.address] = error.message
             return self._facts(Answer.SILENT, error.message)
         except FragmentError as error:
-            self._client.reports.add(self._chunk.chunk, self._fragment.disk, "missing")
+            self._client.reports.add(
+                self._chunk.chunk, self._fragment.disk, "missing", self._fragment.index
+            )
             return self._facts(Answer.LACKS, error.message)
         except DfsError as error:
             answer = Answer.DISK_FAILED if isinstance(error, DiskError) else Answer.LACKS

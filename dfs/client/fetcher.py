@@ -202,7 +202,7 @@ class Fetcher:
     def short(self, chunk: Chunk, source: Source) -> FragmentError:
         """Report a fragment that ends before bytes that were acknowledged."""
         error = FragmentError(f"{source} holds fewer blocks of chunk {chunk.chunk} than it should")
-        self._reports.add(chunk.chunk, source.disk.disk, "short")
+        self._reports.add(chunk.chunk, source.disk.disk, "short", source.fragment.index)
         return error
 
     def _report(self, question: Question, error: DfsError) -> None:
@@ -213,7 +213,8 @@ class Fetcher:
             reason = "missing"
         elif not isinstance(error, DiskError | UnavailableError):
             return
-        self._reports.add(question.chunk.chunk, question.source.disk.disk, reason)
+        source = question.source
+        self._reports.add(question.chunk.chunk, source.disk.disk, reason, source.fragment.index)
 
     async def decode(self, chunk: Chunk, groups: list[Group]) -> list[Slab]:
         """Join (or rebuild) the blocks of an erasure-coded range."""

@@ -37,8 +37,9 @@ STORE_S: Final = 5.0
 """So long names wait for their bytes: well within the time that a recall may take."""
 NOT_AGAIN_S: Final = 30.0
 """So long after a failure no file is closed before its bytes are published."""
-_FOLLOW_AGAIN_S: Final = 2.0
-"""After an attempt to publish bytes after their file."""
+_FOLLOW_AGAIN_S: Final = 1.0
+"""After the first attempt to publish bytes after their file; twice as long after each further."""
+_FOLLOW_AGAIN_MOST_S: Final = 30.0
 _VERSION: Final = 0
 """Of a file to which nobody has ever written."""
 
@@ -164,6 +165,7 @@ class NewFiles:
     async def _follow(self, new: NewFile) -> None:
         """Publish bytes after their file, as soon as that can be."""
         meta = self._files.meta
+        pause_s = _FOLLOW_AGAIN_S
         try:
             while True:
                 try:
@@ -177,7 +179,8 @@ class NewFiles:
                         break
                     log.info("%d bytes of inode %d follow: %s", len(new.data), new.ino, error)
                     new.fail(error)
-                await trio.sleep(_FOLLOW_AGAIN_S)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _FOLLOW_AGAIN_MOST_S)
         except trio.Cancelled:
             self._note_lost(new, SessionError("the client is closed"))
             raise

@@ -31,8 +31,8 @@ class Reports:
         self._waiting: list[FragmentReport] = []
         self._sending = False
 
-    def add(self, chunk: ChunkId, disk: DiskId, reason: str) -> None:
-        """`reason` is one of those of `FragmentReport`."""
+    def add(self, chunk: ChunkId, disk: DiskId, reason: str, index: int = -1) -> None:
+        """`reason` is one of those of `FragmentReport`; `index`: of the fragment, if it matters."""
         # A server that is away is one piece of news, whatever chunk was wanted of it.
         away = reason == "unreachable"
         key = (0 if away else chunk, disk, reason)
@@ -45,7 +45,7 @@ class Reports:
         self._sent.move_to_end(key)
         while len(self._sent) > _REMEMBERED_MAX:
             self._sent.popitem(last=False)
-        self._waiting.append(FragmentReport(chunk, disk, reason))
+        self._waiting.append(FragmentReport(chunk, disk, reason, index))
         if not self._sending:
             self._sending = True
             self._nursery.start_soon(self._send)

@@ -8,7 +8,7 @@ with defaults, never reorder.
 `Command[R]` says what `State.apply` and `Journal.append` return for it.
 """
 
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -176,14 +176,21 @@ class SealAbandoned(Command[None], frozen=True, tag=32):
     lost: tuple[int, ...] = ()
 
 
+ANY_INDEX: Final = -1
+"""Whichever fragment the chunk has on a disk."""
+
+
 class FragmentMark(msgspec.Struct, array_like=True, frozen=True):
     chunk: ChunkId
     disk: DiskId
     state: FragmentState
+    index: int = ANY_INDEX
+    """Which it is."""
 
 
 class MarkFragments(Command[None], frozen=True, tag=33):
-    """Note what became of fragments. Marks of unknown chunks or disks are left out."""
+    """Note what became of fragments. Marks of unknown chunks or disks are left out, and those of
+    a fragment in whose place another one is by now."""
 
     marks: tuple[FragmentMark, ...]
 

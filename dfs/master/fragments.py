@@ -26,7 +26,9 @@ from msgspec.structs import replace
 from dfs.core.chunk import Chunk, ChunkState, Fragment, FragmentState
 from dfs.core.ids import ChunkId, DiskId
 from dfs.master.commands import (
+    ANY_INDEX,
     AbandonFragments,
+    FragmentMark,
     MarkFragments,
     MarkStale,
     MarkVerified,
@@ -87,17 +89,19 @@ def mark(txn: Writer, command: MarkFragments) -> None:
 
     A fragment does not become GOOD beside another GOOD one of the same index.
     """
-    by_chunk: dict[ChunkId, dict[DiskId, FragmentState]] = {}
+    by_chunk: dict[ChunkId, dict[DiskId, FragmentMark]] = {}
     for one in command.marks:
-        by_chunk.setdefault(one.chunk, {})[one.disk] = one.state
-    for chunk_id, states in by_chunk.items():
+        by_chunk.setdefault(one.chunk, {})[one.disk] = one
+    for chunk_id, marks in by_chunk.items():
         chunk = get_chunk(txn, chunk_id)
         if chunk is None or chunk.state is ChunkState.DOOMED:
             continue
         good = {fragment.index for fragment in chunk.good}
         fragments = []
         for fragment in chunk.fragments:
-            state = states.get(fragment.disk, fragment.state)
+            state, here = fragment.state, marks.get(fragment.disk)
+            if here is not None and here.index in (fragment.index, ANY_INDEX):
+                state = here.state
             if state is not fragment.state and not (
                 state is FragmentState.GOOD and fragment.index in good
             ):

@@ -20,6 +20,7 @@ from dfs.core.ids import ROOT_INODE, ChunkId, InodeId, PolicyId
 from dfs.core.policy import Policy
 from dfs.master import fragments, queries, runs, xattrs
 from dfs.master.commands import (
+    ANY_INDEX,
     AllocateChunks,
     ApplyOps,
     CloseSession,
@@ -297,7 +298,7 @@ class ClientService:
             if state is None:
                 self._liveness.connection_broke(self._liveness.server_of(report.disk))
             elif self._believable(report, state):
-                marks.append(FragmentMark(report.chunk, report.disk, state))
+                marks.append(FragmentMark(report.chunk, report.disk, state, report.index))
         if marks:
             self._journal.append(MarkFragments(time_ns=self._now_ns(), marks=tuple(marks)))
             for mark in marks:
@@ -313,7 +314,9 @@ class ClientService:
         if chunk.state is not ChunkState.SEALED and state is not FragmentState.CORRUPT:
             return False
         fragment = chunk.on(report.disk)
-        return fragment is not None and fragment.state is FragmentState.GOOD
+        if fragment is None or report.index not in (fragment.index, ANY_INDEX):
+            return False
+        return fragment.state is FragmentState.GOOD
 
     async def sync_barrier(self, _: Peer, request: m.SyncBarrier, __: memoryview) -> m.Empty:
         await self._journal.sync()

@@ -506,6 +506,8 @@ class FragmentReport(msgspec.Struct, array_like=True, frozen=True):
     disk: DiskId
     reason: str
     """`corrupt`, `missing`, `short`, `unreachable`."""
+    index: int = -1
+    """Which fragment it was; below 0: not known."""
 
 
 class ReportFragments(Message, frozen=True):

@@ -178,7 +178,7 @@ class _DiskCheck:
         if not self._repair:
             self._log.add(what, Outcome.FOUND)
             return
-        marks = (FragmentMark(mark.chunk, self._disk, state),)
+        marks = (FragmentMark(mark.chunk, self._disk, state, fragment.index),)
         self._context.journal.append(MarkFragments(self._context.now_ns(), marks))
         self._log.add(f"{what}; noted as {state.name.lower()}", Outcome.REPAIRED)
 

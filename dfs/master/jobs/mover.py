@@ -18,7 +18,7 @@ from dfs.core.errors import DfsError, FragmentError, NoSpaceError
 from dfs.core.ids import ChunkId, DiskId
 from dfs.core.policy import Spread
 from dfs.master.backup import hold
-from dfs.master.commands import FragmentMark, MarkFragments, PlaceFragment
+from dfs.master.commands import ANY_INDEX, FragmentMark, MarkFragments, PlaceFragment
 from dfs.master.fragments import REPORTED
 from dfs.master.jobs.context import JobContext
 from dfs.master.keyspace import doomed_key, get_chunk, get_policy
@@ -195,7 +195,10 @@ class Mover:
                 reply = await self._order(place.address, request)
             finally:
                 self._busy.subtract(involved)
-        self.note_bad(chunk.chunk, reply.bad)
+        indexes = {source.disk: source.index for source in sources}
+        self.note_bad(
+            chunk.chunk, [(bad, indexes.get(bad, ANY_INDEX), why) for bad, why in reply.bad]
+        )
         await self._place(chunk.chunk, index, disk, place.address)
         self._context.liveness.charge((disk,), reply.stored)
         return reply.stored
@@ -265,11 +268,11 @@ class Mover:
         context = self._context
         context.reports.want((disk,), not_before=trio.current_time() + REPORT_AFTER_S)
 
-    def note_bad(self, chunk: ChunkId, bad: Iterable[tuple[DiskId, str]]) -> None:
-        """Servers found these fragments of a chunk to be no good."""
+    def note_bad(self, chunk: ChunkId, bad: Iterable[tuple[DiskId, int, str]]) -> None:
+        """Servers found these fragments of a chunk to be no good: disk, index, and why."""
         marks = tuple(
-            FragmentMark(chunk, disk, REPORTED[reason])
-            for disk, reason in bad
+            FragmentMark(chunk, disk, REPORTED[reason], index)
+            for disk, index, reason in bad
             if reason in REPORTED
         )
         if marks:

@@ -21,7 +21,7 @@ from dfs.core.errors import DfsError, FragmentError, UnavailableError
 from dfs.core.ids import ChunkId, DiskId, PolicyId
 from dfs.core.policy import Policy
 from dfs.master.backup import hold
-from dfs.master.commands import AbandonTarget, AllocateTarget, Place, Placement, Repoint
+from dfs.master.commands import ANY_INDEX, AbandonTarget, AllocateTarget, Place, Placement, Repoint
 from dfs.master.jobs.context import JobContext
 from dfs.master.jobs.mover import REPORT_AFTER_S, Mover
 from dfs.master.keyspace import (
@@ -174,8 +174,10 @@ class Rewriter:
             rate = terms.bound / policy.redundancy.expansion
             rate = max(rate, length / SLOWEST_S) if rate else 0.0
             reply = await self._order(target, policy, sources, round(rate))
+            indexes = {(s.chunk, each.disk): each.index for s in sources for each in s.sources}
             for chunk, disk, reason in reply.bad:
-                self._mover.note_bad(chunk, ((disk, reason),))
+                index = indexes.get((chunk, disk), ANY_INDEX)
+                self._mover.note_bad(chunk, ((disk, index, reason),))
             self._check(target, reply, portions, length)
             # A list that was made before has nothing of the end of this chunk.
             self._context.reports.note_changed(target.chunk)

@@ -197,7 +197,7 @@ class Scrub:
                 verdict.reason,
                 verdict.detail,
             )
-            self._mover.note_bad(chunk.chunk, ((fragment.disk, verdict.reason),))
+            self._mover.note_bad(chunk.chunk, ((fragment.disk, fragment.index, verdict.reason),))
 
     def _is_there(self, number: ChunkId, fragment: Fragment) -> bool:
         """Whether the fragment still counts: it may have been moved, and another have its place."""

@@ -152,7 +152,9 @@ def test_marks_that_do_not_fit_are_left_out() -> None:
     record = get_chunk(txn, chunk)
     assert record is not None
     assert [fragment.state for fragment in record.fragments] == [good, lost, good]
-    fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, 2, good),)))
+    # Of a fragment that was there before the one that is there now.
+    fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, 1, lost, 2),)))
+    fragments.mark(txn, MarkFragments(0, (FragmentMark(chunk, 2, good, 1),)))
     record = get_chunk(txn, chunk)
     assert record is not None
     assert all(fragment.state is good for fragment in record.fragments)

@@ -239,7 +239,7 @@ async def test_a_list_from_before_a_fragment_was_found_lost_does_not_bring_it_ba
     chunk = bench.sealed(1, 2, 3)
     bench.reports.want((3,))
     assert bench.ask(3)
-    Mover(bench.context).note_bad(chunk, [(3, "missing")])
+    Mover(bench.context).note_bad(chunk, [(3, 2, "missing")])
     await report(bench, 3, HeldFragment(chunk, 2, LENGTH, True))
     assert len(bench.chunk(chunk).good) == 2
     # It is there after all, as a newer list says.

@@ -491,8 +491,9 @@ async def test_readers_reports_are_believed_where_they_can_be_true(
         disks = [fragment.disk for fragment in sealed.fragments]
         reports = (
             m.FragmentReport(sealed.chunk, disks[0], "corrupt"),
-            m.FragmentReport(sealed.chunk, disks[1], "missing"),
+            m.FragmentReport(sealed.chunk, disks[1], "missing", 1),
             m.FragmentReport(sealed.chunk, disks[2], "unreachable"),
+            m.FragmentReport(sealed.chunk, disks[2], "corrupt", 1),
             m.FragmentReport(sealed.chunk, 99, "corrupt"),
             m.FragmentReport(99, disks[0], "corrupt"),
             m.FragmentReport(-1, disks[0], "corrupt"),
