@@ -22,6 +22,7 @@ Nothing here blocks or yields.
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from operator import attrgetter
 from random import Random
 from typing import Final
 
@@ -74,7 +75,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class _Disk:
-    __slots__ = ("absent_since", "location", "record", "report", "state")
+    __slots__ = ("absent_since", "location", "record", "report", "shown", "shown_as", "state")
 
     def __init__(self, record: DiskRecord, location: DiskLocation) -> None:
         self.record = record
@@ -83,6 +84,10 @@ class _Disk:
         """Since when its server runs without it."""
         self.state = DiskState.SUSPECT
         self.location = location
+        self.shown: DiskInfo | None = None
+        """What people were told of it last."""
+        self.shown_as: tuple[object, object, object] = (None, None, None)
+        """Its record, report and state then."""
 
 
 class _Server:
@@ -175,8 +180,11 @@ class Liveness:
         entry.state = DiskState.UP
         heard = {report.uuid: report for report in reports}
         for uuid, disk in entry.disks.items():
-            disk.report = heard.get(uuid)
-            if disk.report is not None:
+            report = heard.get(uuid)
+            if report != disk.report:
+                # Else what was made of it before is still good.
+                disk.report = report
+            if report is not None:
                 disk.absent_since = None
             elif disk.absent_since is None:
                 disk.absent_since = now
@@ -440,16 +448,14 @@ class Liveness:
         return [disk for disk in self._disks if not self.presumed_alive(disk)]
 
     def totals(self) -> Totals:
-        alive = [
-            disk.report
-            for disk in self._disks.values()
-            if disk.report and disk.state not in (DiskState.DOWN, DiskState.FAILED)
-        ]
-        return Totals(
-            sum(report.capacity for report in alive),
-            sum(report.used for report in alive),
-            sum(report.free for report in alive),
-        )
+        capacity = used = free = 0
+        for disk in self._disks.values():
+            report, state = disk.report, disk.state
+            if report and state is not DiskState.DOWN and state is not DiskState.FAILED:
+                capacity += report.capacity
+                used += report.used
+                free += report.free
+        return Totals(capacity, used, free)
 
     def server_infos(self) -> tuple[ServerInfo, ...]:
         """All servers and their disks, in order of number."""
@@ -467,10 +473,7 @@ class Liveness:
             state=entry.state,
             version=record.version,
             last_heartbeat_s=-1.0 if entry.heard_at is None else now - entry.heard_at,
-            disks=tuple(
-                _disk_info(disk)
-                for disk in sorted(entry.disks.values(), key=lambda disk: disk.record.disk)
-            ),
+            disks=tuple(sorted(map(_disk_info, entry.disks.values()), key=_BY_NUMBER)),
         )
 
 
@@ -487,7 +490,26 @@ def _disk_state(entry: _Server, disk: _Disk, now: float) -> DiskState:
     return DiskState.UP if now >= entry.steady_at else DiskState.UNSTEADY
 
 
+_BY_NUMBER: Final = attrgetter("disk")
+
+
 def _disk_info(disk: _Disk) -> DiskInfo:
+    """What people are told of a disk: made anew only where something has changed, for there are
+    thousands of them."""
+    shown = disk.shown
+    record, report, state = disk.shown_as
+    if (
+        shown is None
+        or report is not disk.report
+        or state is not disk.state
+        or record is not disk.record
+    ):
+        shown = disk.shown = _describe(disk)
+        disk.shown_as = disk.record, disk.report, disk.state
+    return shown
+
+
+def _describe(disk: _Disk) -> DiskInfo:
     record, report = disk.record, disk.report
     error = report.error if report else ""
     if report is None and disk.state is DiskState.FAILED:

@@ -37,6 +37,9 @@ GIVE_WAY_EVERY: Final = 64
 """Sessions described between two turns of the event loop."""
 
 
+_BAD: Final = (DiskState.FAILED, DiskState.FULL, DiskState.UNSTEADY)
+
+
 class StatusService:
     """Handlers for administration. Reads only."""
 
@@ -158,9 +161,9 @@ def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
         found.append(f"{_chunks(counts.degraded)} {wants}")
     if not servers:
         found.append("no chunk server has registered: nothing can be written")
-    single = [_server_problem(server) for server in servers if server.state != DiskState.UP]
+    single = [_server_problem(server) for server in servers if server.state is not DiskState.UP]
     for server in servers:
-        if server.state == DiskState.UP:
+        if server.state is DiskState.UP:
             single += [_disk_problem(server, disk) for disk in server.disks if _is_bad(disk)]
     found += single[:PROBLEMS_MAX]
     if len(single) > PROBLEMS_MAX:
@@ -181,7 +184,8 @@ def _server_problem(server: m.ServerInfo) -> str:
 
 
 def _is_bad(disk: m.DiskInfo) -> bool:
-    return disk.state in (DiskState.FAILED, DiskState.FULL, DiskState.UNSTEADY)
+    state = disk.state
+    return state is not DiskState.UP and state in _BAD
 
 
 def _disk_problem(server: m.ServerInfo, disk: m.DiskInfo) -> str:

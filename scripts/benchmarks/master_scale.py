@@ -10,11 +10,11 @@ Filling takes some minutes; `--store DIR` keeps the store for the next run. The 
 CPU seconds of its process.
 """
 
+import json
 import math
 import os
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -34,7 +34,7 @@ from dfs import __version__
 from dfs.client import Client
 from dfs.core.chunk import CHUNK_MAX_BYTES, Chunk, ChunkState, Fragment
 from dfs.core.errors import DfsError
-from dfs.core.ids import DEFAULT_POLICY, EC_POLICY, ROOT_INODE, ChunkId, DiskId, ServerId
+from dfs.core.ids import DEFAULT_POLICY, EC_POLICY, ChunkId, DiskId, ServerId
 from dfs.core.policy import BUILT_IN, Policy
 from dfs.master.commands import DiskIdentity, Format, RegisterServer
 from dfs.master.keyspace import (
@@ -55,7 +55,7 @@ from dfs.wire.hello import Hello
 from dfs.wire.pool import Pool
 from dfs.wire.serve import serve
 from dfs.wire.transport import listen_tcp, listening_address
-from scripts.benchmarks import harness
+from scripts.benchmarks import harness, status_probe
 from scripts.benchmarks.harness import MIB, Report
 
 SERVERS: Final = 1000
@@ -387,19 +387,13 @@ async def share_of_core(master: MasterProcess, seconds: float) -> float:
     return 100 * (master.cpu_s - spent) / (time.perf_counter() - begun)
 
 
-async def measure_status(client: Client, report: Report, when: str, times: int = 15) -> None:
-    """Median time until the status is there; beside it, until a look at one inode is."""
-    status, inode = [], []
-    for _ in range(times):
-        begun = time.perf_counter()
-        await client.meta.get_inode(ROOT_INODE)
-        between = time.perf_counter()
-        await client.meta.status()
-        inode.append(between - begun)
-        status.append(time.perf_counter() - between)
-        await trio.sleep(0.1)
-    report.add(f"look at an inode, {when}", 1000 * statistics.median(inode), "ms")
-    report.add(f"status, {when}", 1000 * statistics.median(status), "ms", at_most=100)
+async def measure_status(address: str, report: Report, when: str, times: int = 15) -> None:
+    """See `status_probe`."""
+    argv = [sys.executable, "-m", status_probe.__name__, address, str(times)]
+    done = await trio.run_process(argv, capture_stdout=True)
+    took = json.loads(done.stdout)
+    report.add(f"look at an inode, {when}", took["inode"], "ms")
+    report.add(f"status, {when}", took["status"], "ms", at_most=100)
 
 
 def measure_placement(report: Report) -> None:
@@ -459,7 +453,7 @@ async def _steady(
     share = await share_of_core(master, seconds)
     report.add("heartbeats", (fleet.beats - beats) / seconds, "/s")
     report.add("heartbeats, part of a core", share, "%", at_most=30)
-    await measure_status(client, report, "all well")
+    await measure_status(master.address, report, "all well")
 
 
 async def _reports(
@@ -478,7 +472,7 @@ async def _reports(
         each = (master.cpu_s - spent) / (fleet.listed - listed)
         report.add("all it does, per fragment reported", each * 1e6, "CPU us")
     report.add("a heartbeat's answer takes at most", 1000 * fleet.slowest_s, "ms")
-    await measure_status(client, report, "during reports")
+    await measure_status(master.address, report, "during reports")
     fleet.reports = False
 
 
@@ -504,7 +498,7 @@ async def _lost(
         report.add(f"{name} lost: all it does, per fragment made", each * 1e6, "CPU us")
         slowest_ms = 1000 * fleet.slowest_s
         report.add(f"{name} lost: a heartbeat's answer takes at most", slowest_ms, "ms")
-        await measure_status(client, report, f"{name} lost")
+        await measure_status(master.address, report, f"{name} lost")
         status = await client.meta.status()
         short = status.chunks_degraded + status.chunks_at_risk + status.chunks_lost
         report.add(f"{name} lost: chunks that the status calls degraded", short, "")

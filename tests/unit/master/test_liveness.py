@@ -131,6 +131,24 @@ def test_disks_fail_and_fill_up_alone(liveness: Liveness) -> None:
     assert {liveness.state(number) for number in (1, 3, 4)} == {DiskState.UP}
 
 
+def test_what_is_told_of_a_disk_is_how_it_is_now(liveness: Liveness) -> None:
+    """Also where it was told before."""
+
+    def told() -> tuple[DiskState, int]:
+        (info,) = liveness.server_infos()[0].disks
+        return info.state, info.free
+
+    assert told() == (DiskState.UP, 50 * GIB)
+    liveness.heartbeat(1, [report(1)])
+    assert told() == (DiskState.UP, 50 * GIB)
+    liveness.heartbeat(1, [report(1, free=40 * GIB)])
+    assert told() == (DiskState.UP, 40 * GIB)
+    liveness.set_draining([1], True)
+    assert told() == (DiskState.DRAINING, 40 * GIB)
+    liveness.heartbeat(1, [report(1, failed=True)])
+    assert told()[0] is DiskState.FAILED
+
+
 def test_a_small_disk_is_full_only_when_little_of_it_is_free(clock: Clock) -> None:
     liveness = Liveness(TIMING, clock)
     small = DiskReport("d1", "/d1", 64 << 20, 0, 2 << 20, 0)
