@@ -134,7 +134,7 @@ def test_disks_fail_and_fill_up_alone(liveness: Liveness) -> None:
 def test_what_is_told_of_a_disk_is_how_it_is_now(liveness: Liveness) -> None:
     """Also where it was told before."""
 
-    def told() -> tuple[DiskState, int]:
+    def told() -> tuple[int, int]:
         (info,) = liveness.server_infos()[0].disks
         return info.state, info.free
 
@@ -146,7 +146,7 @@ def test_what_is_told_of_a_disk_is_how_it_is_now(liveness: Liveness) -> None:
     liveness.set_draining([1], True)
     assert told() == (DiskState.DRAINING, 40 * GIB)
     liveness.heartbeat(1, [report(1, failed=True)])
-    assert told()[0] is DiskState.FAILED
+    assert told()[0] == DiskState.FAILED
 
 
 def test_a_small_disk_is_full_only_when_little_of_it_is_free(clock: Clock) -> None:
