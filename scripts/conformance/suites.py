@@ -188,15 +188,20 @@ _HAVE: Final = (
     "SYS_TYPES_H SYS_WAIT_H TIME_H UNISTD_H"
 )
 
+_XFS_H: Final = Path("/usr/include/xfs/xfs.h")
+"""Of the package xfslibs-dev: fsstress names things of it."""
+
 
 def _xfstests(program: str, tools: Path) -> Path:
     """fsx or fsstress, without what it has for XFS alone."""
     source = checkout("XFSTESTS", XFSTESTS, tools)
     binary = source / program
     if not binary.exists():
-        words = "".join(f"#define HAVE_{word} 1\n" for word in _HAVE.split())
+        have = [*_HAVE.split(), *(["XFS_XFS_H"] if _XFS_H.exists() else [])]
+        words = "".join(f"#define HAVE_{word} 1\n" for word in have)
         (source / "config.h").write_text(words)
         argv = [need("gcc"), "-O1", "-w", "-D_GNU_SOURCE", "-D_FILE_OFFSET_BITS=64", "-I."]
+        argv += ["-include", "getopt.h", "-include", "time.h"]
         argv += ["-Isrc", "-Iltp", "-o", program, f"ltp/{program}.c"]
         build([*argv, *(["lib/random.c", "-lm"] if program == "fsstress" else [])], source)
     return binary
