@@ -17,11 +17,13 @@ from typing import Any, Final
 import trio
 from outcome import Value
 
-LINGER_S: Final = 0.0001
+LINGER_S: Final = 0.0003
 """A program that does one thing after the other asks again within this: it is waited for in the
 kernel, unless a request waits for trio."""
-SLICE_S: Final = 0.001
-"""So long at most all else in the process waits for requests that need no waiting."""
+SLICE_S: Final = 0.005
+"""So long at most all else in the process waits for requests that need no waiting"""
+SLICE_WAITED_S: Final = 0.001
+"""and so long where other requests wait for something."""
 _SELECT_MAX: Final = 1024
 """File descriptors that select(2) takes are below."""
 _TURN: Final = object()
@@ -47,7 +49,8 @@ class RequestPump:
         """Workers that have nothing to do until one is to read."""
         self._waiting = 0
         """Requests that wait for something."""
-        self._slice_end = 0.0
+        self._passed = 0.0
+        """When all else had its turn last."""
 
     @property
     def lowlevel(self) -> "RequestPump":
@@ -66,13 +69,14 @@ class RequestPump:
         """`trio.lowlevel.wait_readable`: return when there is a request."""
         self._reading = True
         try:
-            left_s = self._slice_end - time.perf_counter()
+            slice_s = SLICE_WAITED_S if self._waiting else SLICE_S
+            left_s = self._passed + slice_s - time.perf_counter()
             if left_s > 0 and fd < _SELECT_MAX:
                 linger_s = 0.0 if self._waiting else min(LINGER_S, left_s)
                 if select.select((fd,), (), (), linger_s)[0]:
                     return
             await trio.lowlevel.wait_readable(fd)
-            self._slice_end = time.perf_counter() + SLICE_S
+            self._passed = time.perf_counter()
         finally:
             self._reading = False
 
