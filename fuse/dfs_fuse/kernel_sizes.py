@@ -23,7 +23,7 @@ _FILES_MAX: Final = 10_000
 
 
 class _Size:
-    __slots__ = ("before", "busy", "least", "most", "until", "writes")
+    __slots__ = ("before", "busy", "least", "most", "until", "version", "writes")
 
     def __init__(self, size: int) -> None:
         self.least = self.most = size
@@ -36,6 +36,8 @@ class _Size:
         """When something was told or written last."""
         self.writes = 0
         """Under way."""
+        self.version = -1
+        """Of the inode whose attributes the kernel was told last."""
 
     def certain(self, size: int) -> None:
         """The kernel believes this, whatever it did before."""
@@ -49,7 +51,9 @@ class KernelSizes:
     def __init__(self) -> None:
         self._sizes: OrderedDict[InodeId, _Size] = OrderedDict()
 
-    def told(self, ino: InodeId, size: int, asked: float | None = None) -> None:
+    def told(
+        self, ino: InodeId, size: int, asked: float | None = None, *, version: int = -1
+    ) -> None:
         """The kernel is told attributes that it asked for then, or now; it may not listen."""
         now = monotonic()
         known = self._sizes.get(ino)
@@ -63,7 +67,18 @@ class KernelSizes:
             known.least = min(known.least, size)
             known.most = max(known.most, size)
         known.busy = now
+        known.version = version
         self._sizes.move_to_end(ino)
+
+    def knows(self, ino: InodeId, size: int, version: int) -> bool:
+        """Whether the kernel was told of this version, and believes no other size."""
+        known = self._sizes.get(ino)
+        return (
+            known is not None
+            and known.version == version
+            and not known.writes
+            and known.least == known.most == size
+        )
 
     def ended(self, ino: InodeId, size: int) -> None:
         """A read came to the end there, upon which the kernel makes the file no longer."""

@@ -148,7 +148,7 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_mtime_ns = inode.mtime_ns
         entry.st_ctime_ns = inode.ctime_ns
         if inode.is_file:
-            self._sizes.told(inode.ino, inode.size, asked)
+            self._sizes.told(inode.ino, inode.size, asked, version=inode.version)
         return entry
 
     # ---------------------------------------------------------------- looking
@@ -290,10 +290,17 @@ class _Operations(pyfuse3.Operations):  # type: ignore[misc]
         if handle.flags & os.O_TRUNC:
             self._sizes.changed(handle.ino, 0)
         known = not handle.append or self._sizes.opened(handle.ino)
-        if not (handle.keep_cache and known):
+        if not (handle.keep_cache and known) and not self._believes(handle):
             # The kernel may believe an older size for a moment yet, and would cut reads at it.
             _forget_attributes(inode)
         return self._opened(handle, ctx)
+
+    def _believes(self, handle: FileHandle) -> bool:
+        """Whether the kernel has just been told how the file is that it opens to read."""
+        file = handle.file
+        if handle.writable or file.dirty or self._stand_ins.has(handle.number):
+            return False
+        return self._sizes.knows(file.ino, file.inode.size, file.inode.version)
 
     async def _open(self, inode: int, flags: int, caller: Caller) -> FileHandle:
         while True:

@@ -152,3 +152,26 @@ def test_it_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for ino in range(1, 6):
         sizes.told(ino, 8192)
     assert [ino for ino in range(1, 6) if sizes.is_page(ino, 0)] == [3, 4, 5]
+
+
+def test_what_the_kernel_was_told_of_a_version_is_known_until_anything_else_may_be_believed() -> (
+    None
+):
+    sizes = KernelSizes()
+    assert not sizes.knows(1, 10, 5)
+    sizes.told(1, 10, version=5)
+    assert sizes.knows(1, 10, 5)
+    assert not sizes.knows(1, 10, 6)
+    assert not sizes.knows(1, 11, 5)
+    # Two answers that crossed: the kernel may have kept either.
+    sizes.told(1, 20, version=6)
+    assert not sizes.knows(1, 20, 6)
+    sizes.changed(1, 20)
+    assert sizes.knows(1, 20, 6)
+    sizes.writing(1)
+    assert not sizes.knows(1, 20, 6)
+    sizes.wrote(1, 30, append=False)
+    assert not sizes.knows(1, 20, 6)
+    sizes.told(2, 10, version=5)
+    sizes.ended(2, 4)
+    assert not sizes.knows(2, 10, 5)
