@@ -191,7 +191,7 @@ async def test_an_answer_that_does_not_do_is_made_up_for_and_reported_once(
     async with running(tmp_path, servers=3) as (world, client):
         await stored(world, client, data, redundancy)
         reports: list[str] = []
-        monkeypatch.setattr(client.reports, "add", lambda *report: reports.append(report[-1]))
+        monkeypatch.setattr(client.reports, "add", lambda *report: reports.append(report[2]))
         async with await client.open("/d/a") as file:
             servers.faults.append(fault)
             begun = trio.current_time()
