@@ -176,8 +176,9 @@ def fio(directory: Path, tools: Path) -> list[Case]:
 
 _FSX: Final = {
     "any sizes, mapped too": "-S 1",
-    "closed and opened": "-S 2 -c 20",
-    "cache dropped": "-S 3 -f -c 50",
+    # Today's fsx has the machine drop all its caches each time.
+    "closed and opened": "-S 2 -c 250",
+    "cache dropped": "-S 3 -f -c 500",
     "direct, page-aligned": "-S 4 -W -R -Z -r 4096 -w 4096 -t 4096",
     "synced": "-S 5 -y",
 }
