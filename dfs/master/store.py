@@ -37,9 +37,11 @@ from rocksdict import (
 from dfs.core.errors import ConfigError, DfsError, NoSpaceError
 from dfs.master.keyspace import (
     CHUNK,
+    EXTENT,
     INODE,
     META_COUNTERS,
     POLICY,
+    REPLY,
     SESSION,
     Changes,
     Reader,
@@ -47,10 +49,15 @@ from dfs.master.keyspace import (
 
 MIB: Final = 1024 * 1024
 
-_RECENT_TABLES: Final = frozenset(META_COUNTERS[:1] + SESSION + INODE + CHUNK + POLICY)
+_RECENT_TABLES: Final = frozenset(
+    META_COUNTERS[:1] + SESSION + REPLY + INODE + EXTENT + CHUNK + POLICY
+)
 _RECENT_ROWS: Final = 8192
 """A few rows are read with almost every request (the counters, the session, the directory it
-is about): a dictionary answers in a tenth of the time of RocksDB's cache."""
+is about, the end of a file that grows): a dictionary answers in a tenth of the time of RocksDB's
+cache."""
+_RECENT_BYTES: Final = 1024
+"""Of a row; the answer to a batch may have many KiB."""
 
 _FLUSH_MOST_S: Final = 10.0
 _FLUSH_POLL_S: Final = 0.005
@@ -175,7 +182,7 @@ class RocksStore:
         value = self._recent.get(key)
         if value is None:
             value = self._get(key)
-            if value is not None and key[0] in _RECENT_TABLES:
+            if value is not None and key[0] in _RECENT_TABLES and len(value) <= _RECENT_BYTES:
                 if len(self._recent) >= _RECENT_ROWS:
                     self._recent.clear()
                 self._recent[key] = value
@@ -221,7 +228,7 @@ class RocksStore:
             raise self._failed("write", error) from error
         for key in recent.keys() & changes.keys():
             value = changes[key]
-            if value is None:
+            if value is None or len(value) > _RECENT_BYTES:
                 del recent[key]
             else:
                 recent[key] = value

@@ -132,7 +132,7 @@ def test_the_memory_store_is_a_sorted_dictionary(
     assert list(store.scan(start, end, reverse=True)) == rows[::-1]
 
 
-@pytest.mark.parametrize("table", [b"i", b"d"])
+@pytest.mark.parametrize("table", [b"i", b"d", b"r"])
 def test_rows_written_and_read_at_random_are_never_old(
     store: Store, monkeypatch: pytest.MonkeyPatch, table: bytes
 ) -> None:
@@ -142,13 +142,14 @@ def test_rows_written_and_read_at_random_are_never_old(
     for number in range(3000):
         key = random.choice(keys)
         assert store.get(key) == model.get(key)
-        batch = {random.choice(keys): b"%d" % number, random.choice(keys): None}
+        value = b"%d" % number * random.choice((1, 1, 1000))
+        batch = {random.choice(keys): value, random.choice(keys): None}
         if number % 3 == 0:
             store.write(batch)
-            for changed, value in batch.items():
+            for changed, now in batch.items():
                 model.pop(changed, None)
-                if value is not None:
-                    model[changed] = value
+                if now is not None:
+                    model[changed] = now
     assert dict(store.scan(b"\0", b"\xff")) == model
     assert store.get_many(keys) == [model.get(key) for key in keys]
 
