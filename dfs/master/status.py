@@ -161,9 +161,9 @@ def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
         found.append(f"{_chunks(counts.degraded)} {wants}")
     if not servers:
         found.append("no chunk server has registered: nothing can be written")
-    single = [_server_problem(server) for server in servers if server.state is not DiskState.UP]
+    single = [_server_problem(server) for server in servers if server.state != DiskState.UP]
     for server in servers:
-        if server.state is DiskState.UP:
+        if server.state == DiskState.UP:
             single += [_disk_problem(server, disk) for disk in server.disks if _is_bad(disk)]
     found += single[:PROBLEMS_MAX]
     if len(single) > PROBLEMS_MAX:
@@ -185,7 +185,7 @@ def _server_problem(server: m.ServerInfo) -> str:
 
 def _is_bad(disk: m.DiskInfo) -> bool:
     state = disk.state
-    return state is not DiskState.UP and state in _BAD
+    return state != DiskState.UP and state in _BAD
 
 
 def _disk_problem(server: m.ServerInfo, disk: m.DiskInfo) -> str:
