@@ -12,6 +12,9 @@ from typing import Final
 import trio
 from trio.lowlevel import ParkingLot
 
+from dfs.client.ticket import Ticket
+from dfs.core.inode import AppendMark
+
 QUIET_S: Final = 0.02
 QUIET_MAX: Final = 5
 """So often in a row nothing came for QUIET_S, and the write has been whole. Counted, since a
@@ -75,3 +78,20 @@ class AppendQueue:
         self._parts.clear()
         self.length = 0
         self.finish()
+
+
+class Attempt:
+    """Appended bytes on their way: kept until it is known whether the file has them."""
+
+    __slots__ = ("count", "in_doubt", "length", "mark", "since", "ticket")
+
+    def __init__(self, ticket: Ticket, mark: AppendMark, count: int, length: int) -> None:
+        self.ticket = ticket
+        self.mark = mark
+        self.count = count
+        """Of the appends it consists of."""
+        self.length = length
+        self.in_doubt = False
+        """A commit was sent, and its answer never came."""
+        self.since = -1
+        """The file's version that was known before."""

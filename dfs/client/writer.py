@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from dfs.client import published
-from dfs.client.append_queue import AppendQueue
+from dfs.client.append_queue import AppendQueue, Attempt
 from dfs.client.chunk_writer import RUN_BYTES, ChunkWriter
 from dfs.client.holding import holding
 from dfs.client.interval_map import IntervalMap
@@ -27,7 +27,7 @@ from dfs.client.writer_sides import Holder, Owner
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
-from dfs.core.inode import AppendMark, Extent, Inode
+from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Commit, Cred
 
 APPENDED_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -57,23 +57,6 @@ class _Round:
         """What it made of the file is on the master's."""
         self.done = trio.Event()
         self.error: DfsError | None = None
-
-
-class _Attempt:
-    """Appended bytes on their way: kept until it is known whether the file has them."""
-
-    __slots__ = ("count", "in_doubt", "length", "mark", "since", "ticket")
-
-    def __init__(self, ticket: Ticket, mark: AppendMark, count: int, length: int) -> None:
-        self.ticket = ticket
-        self.mark = mark
-        self.count = count
-        """Of the appends it consists of."""
-        self.length = length
-        self.in_doubt = False
-        """A commit was sent, and its answer never came."""
-        self.since = -1
-        """The file's version that was known before."""
 
 
 class FileWriter:
@@ -108,7 +91,7 @@ class FileWriter:
         self._next_round: _Round | None = None
         """Asked for, and not begun."""
         self._appends = AppendQueue()
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         """For the first of `_appends`."""
         self._discards = 0
 
@@ -445,7 +428,7 @@ class FileWriter:
             self._owner.committed(inode, placed, 1, since)
         return synced
 
-    async def _submit_appended(self, sync: bool) -> _Attempt | None:
+    async def _submit_appended(self, sync: bool) -> Attempt | None:
         """None: it was given up meanwhile."""
         await self._appends.settle()
         parts, discards = self._appends.parts(), self._discards
@@ -457,7 +440,7 @@ class FileWriter:
             sync=sync,
             start=not sync,
         )
-        attempt = _Attempt(ticket, self._holder.mark(), len(parts), len(data))
+        attempt = Attempt(ticket, self._holder.mark(), len(parts), len(data))
         if discards == self._discards:
             self._attempt = attempt
         else:
