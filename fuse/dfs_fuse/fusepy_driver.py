@@ -270,6 +270,7 @@ class _Operations:
         change = self._kernel.change(self._vfs.last_child(parent, name), path)
         if not self._vfs.unlink_here(parent, name, self._caller()):
             self._bridge.run(self._vfs.unlink, parent, name, self._caller())
+        self._kernel.drop(path)
         change.done()
 
     def rmdir(self, path: str) -> None:
@@ -295,6 +296,7 @@ class _Operations:
                 self._bridge.run(self._vfs.rename, *change)
         finally:
             self._pages.renamed(old, new)
+            self._kernel.renamed(old, new)
         for each in changes:
             each.done()
 
@@ -333,7 +335,7 @@ class _Operations:
     def _setattr(self, path: str | None, change: SetAttr) -> None:
         seen = self._kernel.change(change.ino, path)
         self._bridge.run(self._vfs.setattr, change, self._caller())
-        self._kernel.wrote(change.ino, path)
+        self._kernel.drop(path)
         seen.done()
 
     # ---------------------------------------------------------------- files
@@ -392,7 +394,7 @@ class _Operations:
             self._bridge.run(self._vfs.write_in_place, handle, offset, data)
         elif self._gatherer.holds(handle.ino) or not self._vfs.write_here(handle, offset, data):
             self._gatherer.write(handle, offset, data)
-        self._kernel.wrote(handle.ino, path)
+        self._kernel.drop(path)
         change.done()
         return len(data)
 

@@ -43,13 +43,15 @@ _INO64_GEN: Final = 0x81
 
 
 class _Told:
-    """What the kernel was told in some time: of each inode, by which names what."""
+    """What the kernel was told in some time."""
 
-    __slots__ = ("inodes",)
+    __slots__ = ("names", "paths")
 
     def __init__(self) -> None:
-        self.inodes: dict[InodeId, dict[str | None, tuple[float, int, int]]] = {}
-        """When, its size and its links."""
+        self.names: dict[InodeId, dict[str | None, tuple[float, int]]] = {}
+        """Of each inode: by which names, when, and how many links it has."""
+        self.paths: dict[str, tuple[float, InodeId, int]] = {}
+        """Of each path: when, what is there, and its size."""
 
 
 class KernelBeliefs:
@@ -83,10 +85,12 @@ class KernelBeliefs:
         now = time.monotonic()
         if now >= self._next:
             self._begin(now)
-        names = self._told.inodes.get(inode.ino)
+        names = self._told.names.get(inode.ino)
         if names is None:
-            names = self._told.inodes.setdefault(inode.ino, {})
-        names[path] = (now, inode.size, inode.nlink)
+            names = self._told.names.setdefault(inode.ino, {})
+        names[path] = (now, inode.nlink)
+        if path is not None:
+            self._told.paths[path] = (now, inode.ino, inode.size)
 
     def _begin(self, now: float) -> None:
         with self._lock:
@@ -94,11 +98,19 @@ class KernelBeliefs:
                 self._told_before, self._told = self._told, _Told()
                 self._next = now + BELIEVED_S
 
-    def wrote(self, ino: InodeId, path: str | None) -> None:
-        """A program has written to it or cut it by this name: the kernel knows how long it is."""
+    def drop(self, path: str | None) -> None:
+        """A program has written to what is there, cut or removed it: the kernel knows how it is."""
+        if path is not None:
+            for told in (self._told, self._told_before):
+                told.paths.pop(path, None)
+
+    def renamed(self, old: str, new: str) -> None:
+        """A program has renamed it: what the kernel believes has gone with it."""
         for told in (self._told, self._told_before):
-            if ino in told.inodes:
-                told.inodes[ino].pop(path, None)
+            told.paths.pop(new, None)
+            moved = told.paths.pop(old, None)
+            if moved is not None:
+                told.paths[new] = moved
 
     def change(self, ino: InodeId, *paths: str | None, links: int = 2) -> "Change":
         """It is about to be changed by these names; `links`: so many others matter.
@@ -114,16 +126,17 @@ class KernelBeliefs:
         return [
             (name, when)
             for told in (self._told, self._told_before)
-            for name, (when, _, known) in list(told.inodes.get(ino, {}).items())
+            for name, (when, known) in list(told.names.get(ino, {}).items())
             if known >= links and name not in paths
         ]
 
     def opened(self, inode: Inode, path: str) -> None:
         """So it is at an open by this name. Returns when the kernel believes no other size."""
-        for told in (self._told, self._told_before):
-            when, size, _ = told.inodes.get(inode.ino, {}).get(path, (0.0, inode.size, 0))
-            if size != inode.size:
-                self.doubt(inode.ino, path, when)
+        seen = self._told.paths.get(path) or self._told_before.paths.get(path)
+        if seen is not None:
+            when, ino, size = seen
+            if (ino, size) != (inode.ino, inode.size):
+                self.doubt(ino, path, when)
 
     def doubt(self, ino: InodeId, path: str | None, told_at: float) -> None:
         """Return when nothing is believed any more of what was told then."""

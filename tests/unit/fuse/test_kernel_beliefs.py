@@ -64,13 +64,26 @@ def test_an_open_waits_where_another_size_is_believed() -> None:
     assert not waited(beliefs.opened, inode(size=10), "/a")
     assert not waited(beliefs.opened, inode(size=20), "/b")
     assert waited(beliefs.opened, inode(size=20), "/a")
+    # Another file is there by now, which is as long.
+    beliefs.told(inode(size=10), "/a")
+    assert waited(beliefs.opened, inode(ino=8, size=10), "/a")
 
 
 def test_what_programs_write_here_the_kernel_knows() -> None:
     beliefs = beliefs_of()
     beliefs.told(inode(size=0), "/a")
-    beliefs.wrote(7, "/a")
+    beliefs.drop("/a")
     assert not waited(beliefs.opened, inode(size=20), "/a")
+
+
+def test_what_programs_rename_here_the_kernel_knows_by_its_new_name() -> None:
+    beliefs = beliefs_of()
+    beliefs.told(inode(), "/a")
+    beliefs.told(inode(ino=8), "/b")
+    beliefs.renamed("/a", "/b")
+    assert not waited(beliefs.opened, inode(), "/b")
+    assert waited(beliefs.opened, inode(size=20), "/b")
+    assert not waited(beliefs.opened, inode(ino=9), "/a")
 
 
 def test_nothing_waits_where_the_kernel_is_told_to_believe_nothing() -> None:
@@ -88,5 +101,5 @@ def test_it_is_forgotten_after_a_while() -> None:
     for _ in range(2):
         time.sleep(BELIEVED_S)
         beliefs.told(inode(ino=1000, nlink=2), "/a")
-    assert not beliefs._told_before.inodes.keys() & set(range(100))
-    assert not beliefs._told.inodes.keys() & set(range(100))
+    assert not beliefs._told_before.names.keys() & set(range(100))
+    assert not beliefs._told.names.keys() & set(range(100))
