@@ -271,6 +271,7 @@ class _Operations:
         if not self._vfs.unlink_here(parent, name, self._caller()):
             self._bridge.run(self._vfs.unlink, parent, name, self._caller())
         self._kernel.drop(path)
+        self._pages.removed(path)
         change.done()
 
     def rmdir(self, path: str) -> None:
@@ -284,6 +285,7 @@ class _Operations:
             hidden = self._kernel.change(ino, old)
             self._bridge.run(self._vfs.unlink, old_parent, old_name, self._caller())
             self._hidden.put(new_name, ino)
+            self._pages.removed(old)
             hidden.done()
             return
         changes = [

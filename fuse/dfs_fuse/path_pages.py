@@ -70,18 +70,26 @@ class PathPages:
                 if not self._open[path]:
                     del self._open[path]
 
+    def removed(self, path: str) -> None:
+        """This mount has removed what was there: the kernel's inode has gone with it."""
+        with self._lock:
+            self._leave(path)
+
+    def _leave(self, path: str) -> None:
+        # What is still open has pages of its own from now on.
+        for handle in self._open.pop(path, {}):
+            del self._opened_at[handle]
+        self._replaced.pop(path, None)
+        self._inodes.pop(path, None)
+
     def renamed(self, old: str, new: str) -> None:
         """This mount has renamed `old`: the kernel's inodes have gone with it."""
         with self._lock:
-            # What was open at the new path has pages of its own now.
-            for handle in self._open.pop(new, {}):
-                del self._opened_at[handle]
+            self._leave(new)
             moved = self._open.pop(old, None)
             if moved:
                 self._open[new] = moved
                 self._opened_at.update(dict.fromkeys(moved, new))
-            self._replaced.pop(new, None)
-            self._inodes.pop(new, None)
             if self._inodes.pop(old, None) is None:
                 # It may be a directory, with all that is in it.
                 self._forget_all()

@@ -418,6 +418,20 @@ def test_what_is_done_by_one_name_of_a_file_is_seen_by_its_others_at_once(here: 
         third.unlink(missing_ok=True)
 
 
+def test_a_file_made_anew_where_another_was_removed_can_be_mapped_at_once(here: Path) -> None:
+    path = here / "file"
+    for turn in range(6):
+        data = b"%d" % turn * 5000
+        path.write_bytes(data)
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == data
+            if turn % 2:
+                path.unlink()
+            assert mapped[:] == data
+        if not turn % 2:
+            path.unlink()
+
+
 def test_what_a_mapping_writes_is_read_at_once(here: Path) -> None:
     path = here / "file"
     path.write_bytes(bytes(300_000))
