@@ -99,7 +99,8 @@ class Fragment:
             self.order.release()
             if sync:
                 self._syncing.release()
-            self._moved()
+            if self._pending:
+                self._moved()
             outcome: Outcome[Reached]
             try:
                 reached = result.unwrap()[0]
@@ -119,10 +120,9 @@ class Fragment:
         self._workers.start(ended, file.append, (batch,), claim, sync)
 
     def _moved(self) -> None:
-        """Let those look again who wait for the appends before theirs."""
-        if self._pending:
-            self._progress.set()
-            self._progress = trio.Event()
+        """Let those look again who wait for the appends before theirs, or are stored by now."""
+        self._progress.set()
+        self._progress = trio.Event()
 
     async def append(self, batch: Batch, claim: Claim, *, sync: bool = False) -> Reached:
         """Store a batch; waits up to `GAP_WAIT_S` for the ones that belong before it.

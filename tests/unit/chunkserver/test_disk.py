@@ -248,6 +248,20 @@ async def test_concurrent_appends_in_any_order_are_stored_in_order(tmp_path: Pat
         assert threads.calls.count("append") < 20  # many in one go
 
 
+async def test_an_append_is_answered_when_the_one_before_it_took_it_along(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    records = encode([10, 20, 30])
+    async with opened(tmp_path, workers=Inline()) as disk:
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for number in (2, 1):
+                nursery.start_soon(disk.append, header(), batch([records[number]], number))
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(disk.append, header(), batch([records[0]], 0))
+        assert trio.current_time() == begun
+
+
 async def begin(
     disk: Disk, lengths: list[int], first: int, *, sync: bool = False, place: tuple[int, ...] = ()
 ) -> Reached | None:
