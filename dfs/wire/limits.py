@@ -22,7 +22,7 @@ class Limits:
     """Calls in flight on one connection, from one side; further ones wait for their turn."""
     requests: int = 512
     """Async handlers running on one connection; then it is not read from."""
-    queued_bytes: int = 4 * MIB
+    queued_bytes: int = 8 * MIB
     """Bytes waiting to be sent on one connection; then callers wait and requests are not read."""
     held_bytes: int = 64 * MIB
     """Payloads of requests being handled by one server, all connections together."""
