@@ -138,8 +138,8 @@ class File:
         self._check(self._readable)
         if length < 0 or offset < 0:
             raise refuse(errno.EINVAL, f"read of {length} bytes at {offset}")
-        parts = await self._file.read(offset, length)
         ahead = self._ahead.after(offset, offset + length)
+        parts = await self._file.read(offset, length)
         if ahead is not None:
             self._file.prefetch(*ahead)
         return parts

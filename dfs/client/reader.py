@@ -61,7 +61,8 @@ class Reader:
             if found is None:
                 flight = self._flight_over(chunk, at)
                 if flight is None:
-                    slabs = await self._fetch(chunk, at, self._stop(chunk, at, end))
+                    flight = self._take_off(chunk, at, self._stop(chunk, at, end))
+                    slabs = await self._fetch(chunk, flight)
                 else:
                     await flight.wait()
                     slabs = flight.slabs or []
@@ -89,14 +90,14 @@ class Reader:
             else:
                 break
         if offset < end and self._prefetches < _PREFETCHES_MAX:
+            # On its way from now on: a read may come before the task has begun.
+            flight = self._take_off(chunk, offset, self._stop(chunk, offset, end))
             self._prefetches += 1
-            end = self._stop(chunk, offset, end)
-            self._nursery.start_soon(self._prefetch, chunk, offset, end, once)
+            self._nursery.start_soon(self._prefetch, chunk, flight, once)
 
-    async def _prefetch(self, chunk: ChunkId, start: int, end: int, once: bool) -> None:
+    async def _prefetch(self, chunk: ChunkId, flight: _Flight, once: bool) -> None:
         try:
-            if self._flight_over(chunk, start) is None:
-                await self._fetch(chunk, start, end, once=once)
+            await self._fetch(chunk, flight, once=once)
         except DfsError:
             # The read that needs these bytes will find out for itself, and can report it.
             return
@@ -117,20 +118,21 @@ class Reader:
                 return flight
         return None
 
-    async def _fetch(
-        self, chunk: ChunkId, start: int, end: int, *, once: bool = False
-    ) -> list[Slab]:
+    def _take_off(self, chunk: ChunkId, start: int, end: int) -> _Flight:
         flight = _Flight(start, end)
-        flights = self._flights.setdefault(chunk, [])
-        flights.append(flight)
+        self._flights.setdefault(chunk, []).append(flight)
+        return flight
+
+    async def _fetch(self, chunk: ChunkId, flight: _Flight, *, once: bool = False) -> list[Slab]:
         try:
-            slabs = await self._fetcher.fetch(chunk, start, end - start)
+            slabs = await self._fetcher.fetch(chunk, flight.start, flight.end - flight.start)
             for slab in slabs:
                 self._cache.put(chunk, slab.blocks, slab.size, once=once)
             flight.slabs = slabs
         finally:
+            flights = self._flights[chunk]
             flights.remove(flight)
-            if not flights and self._flights.get(chunk) is flights:
+            if not flights:
                 del self._flights[chunk]
             flight.landed()
         return slabs

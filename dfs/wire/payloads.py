@@ -17,8 +17,9 @@ _SMALL_BYTES: Final = 64 * 1024
 _BLOCKS_BYTES: Final = 256 * 1024
 """Payloads up to this size are kept in caches for long, one by one: they must not waste much."""
 _LOOK_AT: Final = 8
-"""So many are looked at before fresh memory is taken: most may be in a cache, for long. Always the
-same while one of them is free: a processor has those at hand."""
+"""So many of those are looked at before fresh memory is taken: most may be in a cache, for long.
+Always the same while one of them is free: a processor has those at hand. Of the large ones, which
+are few, and whose memory costs more to get anew, all are."""
 
 _probe = deque([bytearray()])
 _FREE: Final = sys.getrefcount(_probe[0])
@@ -40,10 +41,11 @@ class PayloadMemory:
         size = _class_of(length)
         kept = self._kept.get(size)
         if kept is not None:
-            for index in range(min(len(kept), _LOOK_AT)):
+            look_at = _LOOK_AT if size <= _BLOCKS_BYTES else len(kept)
+            for index in range(min(len(kept), look_at)):
                 if sys.getrefcount(kept[index]) == _FREE:
                     return memoryview(kept[index])[:length]
-            kept.rotate(-_LOOK_AT)
+            kept.rotate(-look_at)
         fresh = bytearray(size)
         if self._kept_bytes + size > self._keep_bytes:
             # What is free has a size that nobody asks for now; what is not may be in a cache, and

@@ -331,8 +331,9 @@ class Vfs(Tree, Directories, ExtendedAttributes):
 
     async def read(self, handle: FileHandle, offset: int, size: int) -> Part:
         """Up to `size` bytes; fewer only at the end of the file."""
-        parts = await handle.file.read(offset, size)
+        # Before there is anything to wait for: those that come at once do not end in their order.
         ahead = handle.ahead.after(offset, offset + size)
+        parts = await handle.file.read(offset, size)
         if ahead is not None:
             handle.file.prefetch(*ahead)
         if len(parts) == 1:

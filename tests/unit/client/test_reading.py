@@ -85,6 +85,32 @@ async def test_a_long_stream_leaves_no_more_in_the_cache_than_is_ahead_of_it(
         assert not seen
 
 
+async def test_reads_that_come_at_once_are_a_stream_too_in_whatever_order_they_end(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """As the kernel's read-ahead sends them: one waits for a server, and the next one does not."""
+    data = Random(1).randbytes(2 * MIB)
+    async with running(tmp_path, servers=1) as (world, client):
+        await directory(client, "/d", "rep:1")
+        async with world.client("writer") as writer:
+            await writer.write_file("/d/a", data)
+        async with await client.open("/d/a") as other:
+            await other.pread(1, MIB)
+        async with await client.open("/d/a") as file:
+
+            async def read(offset: int) -> None:
+                assert await file.pread(MIB // 2, offset) == data[offset : offset + MIB // 2]
+
+            seen = count_reads(client)
+            async with trio.open_nursery() as nursery:
+                for offset in (MIB // 2, MIB):
+                    nursery.start_soon(read, offset)
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+            assert file._ahead._next == MIB * 3 // 2
+        assert seen
+
+
 async def test_random_reads_fetch_little_more_than_they_need(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
