@@ -28,7 +28,7 @@ def keep_little() -> None:
 
 def keep_buffers() -> None:
     """Have buffers of some MiB used again. Does nothing where the C library is another one."""
-    _set({_M_MMAP_THRESHOLD: _REUSED_BYTES, _M_TRIM_THRESHOLD: 2 * _REUSED_BYTES})
+    _set({_M_MMAP_THRESHOLD: _REUSED_BYTES, _M_TRIM_THRESHOLD: _REUSED_BYTES})
 
 
 def _set(options: dict[int, int]) -> None:
