@@ -18,7 +18,7 @@ requests of a client that waits for each."""
 AT_WORK_S: Final = 2.0
 """Clients that wanted something within so long are at work."""
 STEP_BYTES: Final = 4 * 1024 * 1024
-APART_S: Final = 0.07
+APART_S: Final = 0.09
 """Steps of so many bytes are at least so far apart then, smaller ones less: on a disk of 150 MB/s
 they take two fifths of its time."""
 YIELD_MOST_S: Final = 0.2
