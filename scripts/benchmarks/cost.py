@@ -25,7 +25,6 @@ from scripts.benchmarks.mount import DRIVERS, ceiling, forget_pages, mounted
 
 _PAGE: Final = 4096
 _BLOCK: Final = 128 * 1024
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _AFTER_S: Final = 1.0
 """What was written is told to the master a moment later: that belongs to it."""
 
@@ -220,14 +219,14 @@ class Costs:
         if servers:
             sides["master"] = [self.cluster.pids["master"]]
             sides["servers"] = [self.cluster.pids[name] for name in self.cluster.server_names()]
-        before = {side: cpu_seconds(pids) for side, pids in sides.items()}
+        before = {side: harness.cpu_seconds(*pids) for side, pids in sides.items()}
         spent = Spent({}, 0.0, count)
         begun = time.perf_counter()
         yield spent
         spent.wall_s = time.perf_counter() - begun
         time.sleep(after_s)
         for side, pids in sides.items():
-            spent.seconds[side] = cpu_seconds(pids) - before[side]
+            spent.seconds[side] = harness.cpu_seconds(*pids) - before[side]
 
 
 def read_small(path: Path) -> None:
@@ -249,15 +248,6 @@ def read_pages(path: Path, places: list[int]) -> None:
         if len(os.pread(fd, _PAGE, place)) != _PAGE:
             raise RuntimeError(f"a short read of {path} at {place}")
     os.close(fd)
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of processes, all threads."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / _TICKS
 
 
 def tell(report: Report, row: str, unit: str, spent: Spent) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 MIB: Final = 1 << 20
@@ -149,10 +149,7 @@ class DevCluster:
 
     def peak_bytes(self, name: str) -> int:
         """The most resident memory a server had so far."""
-        for line in Path(f"/proc/{self.pids[name]}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise LookupError(f"no VmHWM for {name}")
+        return memory_bytes(self.pids[name], "VmHWM")
 
     def server_names(self) -> list[str]:
         return [name for name in self.pids if name != "master"]
@@ -207,6 +204,23 @@ def run(argv: Sequence[str], *, stdout: int | None = None, env: dict[str, str]) 
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, argv)
     return Run(seconds, usage.ru_maxrss * 1024)
+
+
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of processes so far, all their threads together."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int, which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Resident memory of a process: now, or at its highest so far."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{which}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"no {which} for process {pid}")
 
 
 def dd_write(source: Path, target: Path) -> float:

@@ -216,15 +216,10 @@ class MasterProcess:
     @property
     def cpu_s(self) -> float:
         """CPU seconds so far, of all its threads."""
-        text = Path(f"/proc/{self._process.pid}/stat").read_text()
-        fields = text.rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return harness.cpu_seconds(self._process.pid)
 
     def peak_bytes(self) -> int:
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise LookupError("no VmHWM")
+        return harness.memory_bytes(self._process.pid, "VmHWM")
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)

@@ -78,7 +78,7 @@ class Comparison:
             self._listing()
             ours, theirs = synced_writes(self.point, self.local)
             self._ratio("4 KiB write + fsync", ours, theirs, "/s", 0.25)
-            peak = peak_bytes(pid) / MIB
+            peak = harness.memory_bytes(pid, "VmHWM") / MIB
             self.report.add(f"{self.driver}: peak memory", peak, "MiB", at_most=700)
 
     def _add(self, name: str, value: float, unit: str, at_least: float | None = None) -> None:
@@ -213,13 +213,6 @@ def forget_pages(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
-
-
-def peak_bytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"no VmHWM for {pid}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import trio
 import dfs.client
 from scripts.benchmarks import harness
 from scripts.benchmarks.harness import MIB, Report
-from tests.cluster import Cluster, Process, wait_until
+from tests.cluster import Cluster, wait_until
 
 FILES: Final = 8000
 """At scale 1."""
@@ -39,13 +39,8 @@ def spent(cluster: Cluster) -> Spent:
     for server in cluster.servers.values():
         lines = Path(f"/proc/{server.pid}/io").read_text().splitlines()
         written += int(dict(line.split(": ") for line in lines)["write_bytes"])
-    servers = sum(map(_cpu_s, cluster.servers.values()))
-    return Spent(written, _cpu_s(cluster.master), servers)
-
-
-def _cpu_s(process: Process) -> float:
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    servers = harness.cpu_seconds(*(server.pid for server in cluster.servers.values()))
+    return Spent(written, harness.cpu_seconds(cluster.master.pid), servers)
 
 
 def measure(report: Report, cluster: Cluster, what: str, *order: str) -> None:

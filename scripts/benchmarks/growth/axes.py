@@ -4,7 +4,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 import dfs.client
@@ -37,7 +36,7 @@ async def files(cluster: DevCluster, counts: Sequence[int], axis: Axis, say: Say
         chunk = (await client.meta.allocate_chunks(SCRATCH_POLICY)).chunks[0].chunk
         top = (await client.meta.mkdir(ROOT_INODE, b"fill", 0o755)).ino
         homes: list[InodeId] = []
-        resident = _resident(cluster)
+        resident = harness.memory_bytes(cluster.pids["master"], "VmRSS")
         disk = harness.disk_bytes(cluster.directory / "master")
 
         async def put(batch: int) -> None:
@@ -61,17 +60,19 @@ async def files(cluster: DevCluster, counts: Sequence[int], axis: Axis, say: Say
             async def put_next(number: int, first: int = first) -> None:
                 await put(first + number)
 
-            cpu = _cpu_s(cluster)
+            cpu = harness.cpu_seconds(cluster.pids["master"])
             await rate(batches, put_next, tasks=4)
             await client.meta.sync()
-            spent_us = 1e6 * (_cpu_s(cluster) - cpu) / (count - filled)
+            spent_us = 1e6 * (harness.cpu_seconds(cluster.pids["master"]) - cpu) / (count - filled)
             name = "made in batches: master's processor"
             axis.add(count, name, spent_us, "us", less_is_better=True)
             filled = count
             axis.add(
                 count,
                 "master's memory per file",
-                max(0.0, (_resident(cluster) - resident) / count),
+                max(
+                    0.0, (harness.memory_bytes(cluster.pids["master"], "VmRSS") - resident) / count
+                ),
                 "B",
                 less_is_better=True,
             )
@@ -117,9 +118,9 @@ async def _probe(
         ("look-ups at random", look_up, 2 * _PROBES),
         ("unlinks", unlink, _PROBES),
     ):
-        cpu = _cpu_s(cluster)
+        cpu = harness.cpu_seconds(cluster.pids["master"])
         axis.add(count, name, await rate(probes, act), "/s", flat=0.8)
-        spent_us = 1e6 * (_cpu_s(cluster) - cpu) / probes
+        spent_us = 1e6 * (harness.cpu_seconds(cluster.pids["master"]) - cpu) / probes
         axis.add(count, f"{name}: master's processor", spent_us, "us", less_is_better=True)
     begun = time.perf_counter()
     await rate(_LISTED, enumerate_one, tasks=1)
@@ -179,13 +180,3 @@ def servers(cluster: DevCluster, count: int, size_mib: int, axis: Axis, say: Say
         axis.add(count, name, done.rate, "/s", flat=0.8)
     for name, done in crowd.streams(cluster.master, "/big", 4, size_mib).items():
         axis.add(count, f"four files {name}", done.rate, "MiB/s", flat=0.8)
-
-
-def _cpu_s(cluster: DevCluster) -> float:
-    fields = Path(f"/proc/{cluster.pids['master']}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _resident(cluster: DevCluster) -> int:
-    pages = int(Path(f"/proc/{cluster.pids['master']}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from scripts.benchmarks.harness import environment
+from scripts.benchmarks.harness import environment, memory_bytes
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 Side = Literal["client", "server"]
@@ -96,12 +96,7 @@ class Processes:
 
 
 def resident_bytes(pids: list[int]) -> int:
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                total += int(line.split()[1]) * 1024
-    return total
+    return sum(memory_bytes(pid, "VmRSS") for pid in pids)
 
 
 @dataclass(frozen=True)
