@@ -192,7 +192,7 @@ class Fragment:
                 outcomes = await self._workers.run(self.file.append, batches, claim, False)
         except DfsError as error:
             for pending in due:
-                pending.outcome = _copy(error)
+                pending.outcome = error.again()
         except BaseException:
             # Not begun (cancelled), or a bug: the others' turn is still to come.
             self._pending += due
@@ -227,8 +227,3 @@ class Fragment:
             await self._workers.run(self.file.seal, length, account)
             self._synced = self.file.appends
             self._note(self.file.name)
-
-
-def _copy(error: DfsError) -> DfsError:
-    """An error for each of several tasks: one exception cannot be raised in two."""
-    return type(error)(error.message, errno=error.errno, hint=error.hint, retry=error.retry)

@@ -12,7 +12,7 @@ file's sake.
 from typing import Final
 
 from dfs.client.master_link import MasterLink
-from dfs.core.errors import DfsError, LostChangesError, from_wire
+from dfs.core.errors import DfsError, LostChangesError
 from dfs.wire.messages import Empty, LogPosition, SyncBarrier
 
 SYNC_TIMEOUT_S: Final = 30.0
@@ -70,7 +70,7 @@ class Barrier:
             since, self._told = self._told, self.losses
         if self.losses > since:
             assert self._loss is not None
-            raise from_wire(self._loss.to_wire())
+            raise self._loss.again()
 
     async def _ask(self, answered: dict[int, int]) -> None:
         """Find out what became of changes that were answered, and note it."""

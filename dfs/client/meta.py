@@ -203,7 +203,7 @@ class Meta:
             await self._send(batch)
         except DfsError as error:
             for waiting in batch:
-                waiting.fail(_copy(error))
+                waiting.fail(error.again())
         except BaseException:
             for waiting in batch:
                 waiting.fail(_closed())
@@ -260,7 +260,7 @@ class Meta:
     async def _send_alone(self, waiting: _Waiting, error: SessionError) -> None:
         try:
             if any(map(_dies_with_session, waiting.ops)):
-                raise _copy(error)
+                raise error.again()
             await self._send([waiting])
         except DfsError as failure:
             waiting.fail(failure)
@@ -540,11 +540,6 @@ def unwrap(result: m.OpResult) -> Inode | None:
     if result.error is not None:
         raise from_wire(result.error)
     return result.inode
-
-
-def _copy(error: DfsError) -> DfsError:
-    """The same error again: an exception must not be raised in several tasks at a time."""
-    return from_wire(error.to_wire())
 
 
 def _closed() -> DfsError:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from dfs.core.errors import DfsError, from_wire
+from dfs.core.errors import DfsError
 from dfs.core.ids import InodeId
 from dfs.core.inode import Extent
 from dfs.wire.messages import Cred
@@ -62,7 +62,7 @@ class NewFile:
         while not self._ended:
             error = self._error
             if error is not None and trio.current_time() >= deadline:
-                raise from_wire(error.to_wire())
+                raise error.again()
             if self._changed is None:
                 self._changed = trio.Event()
             with trio.move_on_at(float("inf") if error is None else deadline):

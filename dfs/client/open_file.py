@@ -15,7 +15,7 @@ from dfs.client.interval_map import Span
 from dfs.client.new_file import NewFile
 from dfs.client.together import together
 from dfs.client.writer import FileWriter
-from dfs.core.errors import DfsError, LostChangesError, from_wire
+from dfs.core.errors import DfsError, LostChangesError
 from dfs.core.ids import ChunkId, InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Access, Cred, SetAttr
@@ -211,7 +211,7 @@ class OpenFile:
     def _check(self) -> None:
         """Raises DfsError if it was open for writing, and is not any more."""
         if self.lost is not None and self.access & Access.WRITE:
-            raise from_wire(self.lost.to_wire())
+            raise self.lost.again()
 
     async def open_writer(self) -> FileWriter:
         """What publishes its bytes."""

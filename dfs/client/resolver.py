@@ -16,7 +16,7 @@ import trio
 
 from dfs.client.meta import Meta
 from dfs.core.chunk import Chunk, DiskLocation, DiskState, Fragment, FragmentState, Layout
-from dfs.core.errors import DfsError, from_wire
+from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId, DiskId
 
 _CHUNKS_MAX: Final = 20_000
@@ -163,7 +163,7 @@ class Resolver:
             await self._ask(wanted)
         await answer.event.wait()
         if answer.error is not None:
-            raise from_wire(answer.error.to_wire())
+            raise answer.error.again()
         if not answer.given:
             return await self.chunk(chunk, refresh=refresh)
         return self._chunks.get(chunk)

@@ -22,7 +22,7 @@ import trio
 
 from dfs.client.master_link import CALL_TIMEOUT_S, MasterLink
 from dfs.client.retry import Patience, worth_retrying
-from dfs.core.errors import DfsError, SessionError, UnavailableError, from_wire
+from dfs.core.errors import DfsError, SessionError, UnavailableError
 from dfs.core.ids import SessionId
 from dfs.wire.messages import (
     WINDOW,
@@ -252,7 +252,7 @@ class Session:
         opening = self._opening
         if opening is not None:
             await opening.done.wait()
-            return from_wire(opening.error.to_wire()) if opening.error else None
+            return opening.error.again() if opening.error else None
         if self.closed:
             return SessionError("the client is closed")
         if self._request is None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from dfs.client.open_chunk import OpenChunk
-from dfs.core.errors import DfsError, from_wire
+from dfs.core.errors import DfsError
 from dfs.core.ids import ChunkId
 
 
@@ -45,7 +45,7 @@ class Ticket:
         """Until all pieces are acknowledged. Raises DfsError when they could not be written."""
         await self._done.wait()
         if self.error is not None:
-            raise from_wire(self.error.to_wire())
+            raise self.error.again()
 
     def settle(self) -> None:
         """The extents are committed, or will never be: the chunks may be sealed. Repeatable."""

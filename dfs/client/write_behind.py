@@ -272,7 +272,7 @@ class WriteBehind:
         await self._wait(upto)
         if answer.result is None:
             error = answer.error or SessionError("the client is closed")
-            raise from_wire(error.to_wire())
+            raise error.again()
         return answer.result
 
     @property
@@ -291,14 +291,14 @@ class WriteBehind:
         """Raises, once, what became of changes about the inode that were answered before."""
         error = self._late.pop(ino, None)
         if error is not None:
-            raise from_wire(error.to_wire())
+            raise error.again()
 
     def check_any(self) -> None:
         """As `check`, for anything at all."""
         if self._late:
             _, error = self._late.popitem()
             self._late.clear()
-            raise from_wire(error.to_wire())
+            raise error.again()
 
     async def run(self) -> None:
         """Send what is logged, for ever."""

@@ -25,7 +25,7 @@ from dfs.client.ticket import Ticket
 from dfs.client.write_buffer import WriteBuffer
 from dfs.client.writer_sides import Holder, Owner
 from dfs.core.block import BLOCK_BYTES
-from dfs.core.errors import DfsError, FileSystemError, SessionError, from_wire, refuse
+from dfs.core.errors import DfsError, FileSystemError, SessionError, refuse
 from dfs.core.ids import FILE_SIZE_MAX_BYTES, InodeId
 from dfs.core.inode import Extent, Inode
 from dfs.wire.messages import Commit, Cred
@@ -282,7 +282,7 @@ class FileWriter:
         """Wait for a commit; whether it is on the master's disk. Raises its error."""
         await commit.done.wait()
         if commit.error is not None:
-            raise from_wire(commit.error.to_wire())
+            raise commit.error.again()
         return commit.synced
 
     async def _publish(self, partial: bool, sync: bool) -> bool:

@@ -7,7 +7,7 @@ cross the network.
 
 import errno
 import os
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import msgspec
 
@@ -51,6 +51,10 @@ class DfsError(OSError):
     def __repr__(self) -> str:
         name = os_errno_name(self.errno or 0)
         return f"{type(self).__name__}({name}, {str(self)!r})"
+
+    def again(self) -> Self:
+        """The same error for one more of those who are told: none is raised in several tasks."""
+        return type(self)(self.message, errno=self.errno, hint=self.hint, retry=self.retry)
 
     def to_wire(self) -> WireError:
         return WireError(self.code, self.errno or errno.EIO, self.message, self.hint, self.retry)

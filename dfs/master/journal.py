@@ -14,7 +14,7 @@ import trio
 from outcome import Error, Outcome, Value
 from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 
-from dfs.core.errors import DfsError, from_wire
+from dfs.core.errors import DfsError
 from dfs.core.workers import Starters
 from dfs.master.commands import Command
 from dfs.master.state import State
@@ -114,12 +114,15 @@ class LocalJournal:
         while waiting and waiting[0].upto <= covered:
             wake = waiting.popleft().wake
             if wake is not None:
-                wake(Error(_copy(outcome.error)) if isinstance(outcome, Error) else Value(None))
+                wake(_again(outcome))
         # The flush may have begun before the changes of the others: they need another.
         if waiting and not self._flushing:
             self._flush()
 
 
-def _copy(error: BaseException) -> BaseException:
-    """For one of several who are told: an exception cannot be raised by two."""
-    return from_wire(error.to_wire()) if isinstance(error, DfsError) else error
+def _again(outcome: Outcome[None]) -> Outcome[None]:
+    """For one more of those who are told: neither an outcome nor an exception serves two."""
+    if isinstance(outcome, Error):
+        error = outcome.error
+        return Error(error.again() if isinstance(error, DfsError) else error)
+    return Value(None)

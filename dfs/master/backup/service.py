@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from dfs.core.errors import BusyError, DfsError, FileSystemError, from_wire
+from dfs.core.errors import BusyError, DfsError, FileSystemError
 from dfs.master.snapshots import Reading, Snapshots
 from dfs.wire import messages as m
 from dfs.wire.handlers import Handler, Peer, ReplyResult
@@ -87,7 +87,7 @@ class BackupService:
         async with backup.lock:
             await backup.begun.wait()
             if backup.error is not None:
-                raise from_wire(backup.error.to_wire())
+                raise backup.error.again()
             if request.piece == backup.number + 1 and not backup.last:
                 try:
                     await backup.advance()
