@@ -6,6 +6,7 @@ From the bytes up:
 - `fragment_file`    one fragment file: create, append, find, seal, recover; blocking calls
 - `fragment_scan`    finds the records of a file
 - `page_cache`       what of a file is in memory
+- `copies`           memory for answers, bounded
 - `fragment`         one fragment in use: who may touch it, and in which order
 - `identity`         whose disk a data directory is, and that no other process uses it
 - `threads`          where the blocking calls of one disk run

@@ -300,18 +300,27 @@ class Disk:
 
         def ended(outcome: "Outcome[Reached]") -> None:
             self.traffic.end()
-            if isinstance(outcome, Error):
-                if isinstance(outcome.error, NoSpaceError):
-                    self.health.changed()
-                elif isinstance(outcome.error, FragmentError) and fragment.order.value:
-                    self._look(fragment)
-            fragment.unpin()
-            wake(outcome)
+            try:
+                fragment.unpin()
+                if isinstance(outcome, Error):
+                    if isinstance(outcome.error, NoSpaceError):
+                        self.health.changed()
+                    elif isinstance(outcome.error, FragmentError) and fragment.order.value:
+                        self._look(fragment)
+            except OSError as error:
+                self.health.judge_read(error)
+            finally:
+                wake(outcome)
 
         self.health.check()
         fragment.pin()
         self.traffic.begin()
-        fragment.begin_append(batch, self.room.claim, ended, sync=sync)
+        try:
+            fragment.begin_append(batch, self.room.claim, ended, sync=sync)
+        except BaseException:
+            self.traffic.end()
+            fragment.unpin()
+            raise
         return True
 
     async def append(

@@ -75,9 +75,13 @@ class Fragment:
     # ------------------------------------------------------------------ appending
 
     def is_next(self, batch: Batch, *, sync: bool) -> bool:
-        """Whether nothing else comes before an append: then `begin_append` may."""
+        """Whether nothing else comes before an append: then `begin_append` may.
+
+        What a disk that hangs holds up can be given up, but for what its threads are at.
+        """
         return (
-            self.order.value > 0
+            self._workers.free
+            and self.order.value > 0
             and (not sync or self._syncing.value > 0)
             and not self._pending
             and not self.retired
@@ -117,7 +121,13 @@ class Fragment:
         self.order.acquire_nowait()
         if sync:
             self._syncing.acquire_nowait()
-        self._workers.start(ended, file.append, (batch,), claim, sync)
+        try:
+            self._workers.start(ended, file.append, (batch,), claim, sync)
+        except BaseException:
+            self.order.release()
+            if sync:
+                self._syncing.release()
+            raise
 
     def _moved(self) -> None:
         """Let those look again who wait for the appends before theirs, or are stored by now."""

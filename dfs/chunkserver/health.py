@@ -77,6 +77,11 @@ class Health:
         except OSError as error:
             raise self._judge(error, changing=True) from error
 
+    @property
+    def free(self) -> bool:
+        """See `Starters`."""
+        return self.workers.free
+
     def start(
         self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
     ) -> None:

@@ -13,6 +13,7 @@ import trio
 from outcome import Error, Outcome, Value
 
 from dfs import __version__
+from dfs.chunkserver.copies import Copies
 from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.fragment import Fragment
 from dfs.chunkserver.fragment_file import Batch, Reached
@@ -21,7 +22,7 @@ from dfs.chunkserver.listing import list_fragments
 from dfs.chunkserver.page_cache import drop, is_cached, read, read_cached, warm
 from dfs.core.errors import DfsError, DiskError, FragmentError, ProtocolError
 from dfs.core.ids import DiskId, ServerId
-from dfs.wire.handlers import FilePayload, Handler, Later, Peer, ReplyResult
+from dfs.wire.handlers import FilePayload, Handler, HeldPayload, Later, Peer, ReplyResult
 from dfs.wire.messages import (
     READ_MAX_BYTES,
     Append,
@@ -40,13 +41,10 @@ from dfs.wire.messages import (
     StatFragment,
     SyncFragments,
 )
-from dfs.wire.payloads import PayloadMemory
 
 COPY_MAX_BYTES: Final = 256 * 1024
 """Records up to this size are copied into memory and leave with their reply in one system call;
 for more, sendfile costs less."""
-
-_COPIES_KEPT_BYTES: Final = 8 * 1024 * 1024
 
 REQUEST_CHUNKS_MAX: Final = 65536
 """Chunks one SyncFragments or DeleteFragments may name."""
@@ -62,7 +60,7 @@ class ChunkService:
         self.server: ServerId = 0
         """The master's number for this server; 0: not registered yet."""
         self._by_number: dict[DiskId, Disk] = {}
-        self._memory = PayloadMemory(_COPIES_KEPT_BYTES)
+        self._copies = Copies()
         self._started_at = trio.current_time()
         self.renumber()
 
@@ -158,11 +156,11 @@ class ChunkService:
                 start, size, records = fragment.file.locate(request.offset, request.length)
                 if not size:
                     return _NO_RECORDS
-                if size <= COPY_MAX_BYTES:
-                    target = self._memory.take(size)
-                    if read_cached(fragment.file.fd, start, target):
+                copy = self._copies.take(size) if size <= COPY_MAX_BYTES else None
+                if copy is not None:
+                    if _fill_at_once(fragment.file.fd, start, *copy):
                         disk.traffic.touch()
-                        return RecordsReply(records), (target,)
+                        return RecordsReply(records), copy[1]
                 elif is_cached(fragment.file.fd, start, size):
                     disk.traffic.touch()
                     fragment.pin()
@@ -186,8 +184,10 @@ class ChunkService:
                 return _NO_RECORDS
             if request.background:
                 await disk.traffic.turn(size, urgent=request.urgent)
-            if size <= COPY_MAX_BYTES:
-                return await self._copy(disk, fragment, request, start, size, records)
+            copy = self._copies.take(size) if size <= COPY_MAX_BYTES else None
+            if copy is not None:
+                await _fill(disk, fragment, request, start, *copy)
+                return RecordsReply(records), copy[1]
             cached = is_cached(fragment.file.fd, start, size)
             if not cached:
                 await disk.health.run_read(warm, fragment.file.fd, start, size)
@@ -203,26 +203,6 @@ class ChunkService:
             raise disk.health.judge_read(error) from error
         finally:
             fragment.unpin()
-
-    async def _copy(
-        self,
-        disk: Disk,
-        fragment: Fragment,
-        request: ReadRecords,
-        start: int,
-        size: int,
-        records: int,
-    ) -> ReplyResult:
-        """The answer to a small read, taken into memory."""
-        file = fragment.file
-        target = self._memory.take(size)
-        if not read_cached(file.fd, start, target):
-            if not await disk.health.run_read(read, file.fd, start, target):
-                file.check_present(start + size)
-                raise FragmentError(f"chunk {request.chunk} on {disk.path} was cut meanwhile")
-            if request.background:
-                drop(file.fd, start, size)
-        return RecordsReply(records), (target,)
 
     async def sync(self, _: Peer, request: SyncFragments, payload: memoryview) -> Empty:
         disk = self.disk(request.disk)
@@ -273,6 +253,39 @@ class ChunkService:
             uptime_s=trio.current_time() - self._started_at,
             disks=tuple(disk.report() for disk in self.disks),
         )
+
+
+def _fill_at_once(fd: int, start: int, target: memoryview, held: HeldPayload) -> bool:
+    """Fill a copy with what is in the page cache; let go of it where that is not all."""
+    filled = False
+    try:
+        filled = read_cached(fd, start, target)
+    finally:
+        if not filled:
+            held.close()
+    return filled
+
+
+async def _fill(
+    disk: Disk,
+    fragment: Fragment,
+    request: ReadRecords,
+    start: int,
+    target: memoryview,
+    held: HeldPayload,
+) -> None:
+    """Fill a copy, from the disk if need be; let go of it where that cannot be."""
+    file = fragment.file
+    try:
+        if not read_cached(file.fd, start, target):
+            if not await disk.health.run_read(read, file.fd, start, target):
+                file.check_present(start + len(target))
+                raise FragmentError(f"chunk {request.chunk} on {disk.path} was cut meanwhile")
+            if request.background:
+                drop(file.fd, start, len(target))
+    except BaseException:
+        held.close()
+        raise
 
 
 def _records(

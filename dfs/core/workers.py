@@ -24,6 +24,10 @@ class Workers(Protocol):
 class Starters(Workers, Protocol):
     """Workers that need no task to wait in."""
 
+    @property
+    def free(self) -> bool:
+        """Whether a function that is started now begins at once."""
+
     def start(
         self, wake: Callable[[Outcome[T]], None], function: Callable[..., T], *args: object
     ) -> None:

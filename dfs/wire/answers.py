@@ -17,7 +17,7 @@ from trio.lowlevel import ParkingLot
 
 from dfs.core.errors import DeadlineError, DfsError, ProtocolError
 from dfs.wire.framing import MALFORMED, Frame, Kind, pack
-from dfs.wire.handlers import FilePayload, Later, Payload, Peer, ReplyResult, Route
+from dfs.wire.handlers import FilePayload, HeldPayload, Later, Payload, Peer, ReplyResult, Route
 from dfs.wire.messages import METHOD_NUMBERED, Message
 from dfs.wire.outbox import Outbox
 from dfs.wire.side import Side
@@ -213,6 +213,8 @@ class Answers:
             body = self._body(reply)
             if isinstance(payload, FilePayload):
                 length = payload.length_bytes
+            elif isinstance(payload, HeldPayload):
+                length = sum(map(len, payload.buffers))
             else:
                 length = sum(map(len, payload)) if payload else 0
             if length > self._limits.payload_bytes:
@@ -222,6 +224,8 @@ class Answers:
             raise
         frame = pack(_REPLY, 0, request, body, 0, length)
         if length:
+            if isinstance(payload, HeldPayload):
+                payload, on_done = payload.buffers, partial(_let_go, result, on_done)
             self._outbox.put_payload(frame, payload, on_done)
             return
         self._outbox.put(frame)
@@ -274,11 +278,11 @@ def _nothing() -> None:
 
 
 def _let_go(result: object, on_done: Callable[[], None] | None) -> None:
-    """Give up an answer that is not sent, or has no payload to send."""
+    """Let go of an answer that has been sent, is not, or has no payload to send."""
     try:
         if type(result) is tuple and len(result) == 2:
             payload = result[1]
-            if isinstance(payload, FilePayload) and payload.close is not None:
+            if isinstance(payload, FilePayload | HeldPayload) and payload.close is not None:
                 payload.close()
     finally:
         if on_done is not None:

@@ -47,7 +47,15 @@ class FilePayload:
         return sum(length for _, length in self.ranges)
 
 
-Payload: TypeAlias = Sequence[Buffer] | FilePayload
+@dataclass(frozen=True, slots=True)
+class HeldPayload:
+    """Buffers whose memory is counted by who gives them; `close` is called as a FilePayload's."""
+
+    buffers: Sequence[Buffer]
+    close: Callable[[], None]
+
+
+Payload: TypeAlias = Sequence[Buffer] | FilePayload | HeldPayload
 """Raw bytes after a reply. Buffers must not be changed any more: they are sent later, uncopied."""
 
 ReplyResult: TypeAlias = Message | bytes | tuple[Message, Payload]

@@ -161,6 +161,7 @@ class Outbox:
             sent -= size
             queue.popleft()
             self._queued -= item.size
+            item.begun = True
             item.finish()
 
     def wake(self) -> None:

@@ -6,6 +6,7 @@ that, and less for who is told of the end (`start`) instead of waiting in a task
 started when they are first needed, and end with trio's run.
 """
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -20,6 +21,8 @@ from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
 from dfs.wire.bell import Bell
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class _Job:
@@ -48,6 +51,10 @@ class _Job:
             return False
 
 
+def _nothing() -> None:
+    """In place of a function that shall not be called any more."""
+
+
 class Threads:
     """`dfs.core.workers.Starters` by threads, at most `count` at a time. Made inside trio."""
 
@@ -60,6 +67,11 @@ class Threads:
         self._busy = 0
         """Jobs that wait or run."""
         self._started = 0
+
+    @property
+    def free(self) -> bool:
+        """See `Starters`."""
+        return self._busy < self._count
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """See `Workers`."""
@@ -94,6 +106,8 @@ class Threads:
         if not job.take():
             return False
         self._busy -= 1
+        # It stays in the queue until a thread comes to it: never, where all of them hang.
+        job.function, job.args = _nothing, ()
         return True
 
     async def _wait(self, job: _Job, abort: Callable[[object], Abort]) -> object:
@@ -101,17 +115,17 @@ class Threads:
         return await wait_task_rescheduled(abort)
 
     def _put(self, job: _Job) -> None:
-        self._busy += 1
-        if self._busy > self._started and self._started < self._count:
+        if self._busy >= self._started and self._started < self._count:
             self._start()
+        self._busy += 1
         self._jobs.put(job)
 
     def _start(self) -> None:
+        name = f"{self._name} {self._started + 1}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
         if not self._started:
             trio.lowlevel.spawn_system_task(self._deliver)
         self._started += 1
-        name = f"{self._name} {self._started}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def _deliver(self) -> None:
         """Tell the callers of what has ended. Ends with trio's run, and lets the threads end."""
@@ -121,8 +135,12 @@ class Threads:
                 while self._ended:
                     job = self._ended.popleft()
                     self._busy -= 1
-                    if job.wake is not None:
-                        job.wake(job.outcome)
+                    try:
+                        if job.wake is not None:
+                            job.wake(job.outcome)
+                    except Exception:
+                        # Of one of many who wait for these threads: the others go on.
+                        log.exception("what follows a call in a thread failed; this is a bug")
         finally:
             for _ in range(self._started):
                 self._jobs.put(None)

@@ -40,7 +40,9 @@ _EPOCH_NS: Final = 1_700_000_000_000_000_000
 
 
 class InlineWorkers:
-    """`dfs.core.workers.Workers` without threads: a thread would outrun the clock."""
+    """`dfs.core.workers.Starters` without threads: a thread would outrun the clock."""
+
+    free = True
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()

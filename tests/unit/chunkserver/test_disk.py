@@ -70,6 +70,8 @@ async def opened(
 class Inline:
     """Runs blocking calls where they are called: for tests on a clock of their own."""
 
+    free = True
+
     async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)
@@ -332,6 +334,24 @@ async def test_an_append_without_a_task_meets_the_same_troubles(
         assert disk.report().failed
         with pytest.raises(DiskError, match="has failed"):
             await begin(disk, [10, 20, 30], 2)
+
+
+@pytest.mark.allow_logs("Input/output error")
+async def test_a_closer_look_that_fails_as_well_leaves_the_append_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(file: FragmentFile, end: int) -> None:
+        raise OSError(errno.EIO, "the file system was shut down")
+
+    async with opened(tmp_path) as disk:
+        await store(disk, [10])
+        fragment = await disk.fragment(7)
+        await disk.seal(7, 10)
+        monkeypatch.setattr(FragmentFile, "check_present", look)
+        with pytest.raises(FragmentError, match="sealed"):
+            await begin(disk, [10, 20], 1)
+        assert fragment.pins == 1, "ours"
+        fragment.unpin()
 
 
 def fail_to_sync(fd: int) -> None:

@@ -82,6 +82,8 @@ class Servers:
 
 
 class _NoThreads:
+    free = True
+
     async def run(self, function: Callable[..., Any], *args: object) -> Any:
         await trio.lowlevel.checkpoint()
         return function(*args)

@@ -43,6 +43,8 @@ START_NS = 1_700_000_000_000_000_000
 
 
 class InlineWorkers:
+    free = True
+
     async def run(self, function: Callable[..., T], *args: object) -> T:
         await trio.lowlevel.checkpoint()
         return function(*args)

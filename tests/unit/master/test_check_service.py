@@ -27,6 +27,8 @@ NOTHING = memoryview(b"")
 class StuckWorkers:
     """Snapshots are never ready."""
 
+    free = True
+
     async def run(self, function: Callable[..., T], *args: object) -> T:
         if function.__name__ == "_take":
             await trio.sleep_forever()

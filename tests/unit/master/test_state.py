@@ -115,6 +115,8 @@ def test_a_retry_writes_nothing() -> None:
 class SlowWorkers:
     """Runs each call when the test lets it."""
 
+    free = True
+
     def __init__(self) -> None:
         self.started = 0
         self.calls: deque[Callable[[], None]] = deque()

@@ -325,3 +325,39 @@ async def test_a_budget_is_given_out_in_order_and_survives_cancellation(
     assert budget.used_bytes == 0
     with pytest.raises(ValueError):
         await budget.acquire(11)
+
+
+async def test_a_call_given_up_after_it_was_sent_is_cancelled_and_counted_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    cancelled = 0
+
+    async def append(peer: Peer, request: Append, payload: memoryview) -> Appended:
+        nonlocal cancelled
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled += 1
+        raise AssertionError
+
+    async with served({Append: append}) as rig:
+        connection = await rig.connect()
+        for _ in range(50):
+            with trio.move_on_after(1):
+                await connection.call(
+                    Append(1, 1, 0, 1, 0, 0, 1), Appended, payload=[bytes(60_000)], timeout_s=500
+                )
+        await trio.sleep(1)
+        assert cancelled == 50
+
+
+async def test_what_was_sent_at_once_cannot_be_taken_back() -> None:
+    near, _ = memory_pair()
+    outbox = Outbox(near, limit_bytes=1000)
+    item = outbox.put_payload(b"frame", [bytes(20_000)])
+    assert item is not None
+    outbox.flush()
+    assert not outbox.discard(item)
+    assert not outbox.full
+    outbox.put_payload(b"frame", [bytes(20_000)])
+    assert outbox.full, "what was taken back must not count for less than nothing"

@@ -1,7 +1,9 @@
 """Threads for blocking calls: results, errors, cancellation, how many there are, and their end."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -139,3 +141,37 @@ def test_they_end_with_the_run_they_were_made_in() -> None:
     while any(each.name.startswith("ending") for each in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+async def test_what_is_withdrawn_lets_go_of_its_arguments_though_all_threads_hang() -> None:
+    class Payload:
+        pass
+
+    threads = Threads(1, "test")
+    go_on = threading.Event()
+    kept: list[weakref.ref[Payload]] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(threads.run, go_on.wait, DEADLINE_S)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(20):
+            payload = Payload()
+            kept.append(weakref.ref(payload))
+            with trio.move_on_after(0.001):
+                await threads.run(id, payload)
+            del payload
+        gc.collect()
+        alive = sum(each() is not None for each in kept)
+        go_on.set()
+    assert alive <= 1, "the last one may still be in trio's hands"
+
+
+@pytest.mark.allow_logs("what follows a call in a thread failed")
+async def test_a_fault_in_what_follows_one_call_is_not_the_end_of_the_others() -> None:
+    def fail(_: Outcome[int]) -> None:
+        raise OSError("a fault")
+
+    threads = Threads(2, "test")
+    threads.start(fail, int, "5")
+    with trio.fail_after(DEADLINE_S):
+        assert await threads.run(int, "6") == 6
+        assert threads.free
