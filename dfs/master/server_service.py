@@ -39,8 +39,8 @@ STRETCH_FRAGMENTS: Final = 200
 """Fragments of a report compared in one go: a millisecond or two."""
 STRETCH_ROWS: Final = 400
 """Rows of the store gone through in one go."""
-REPORTS_REST: Final = 6.0
-"""All reports together take a seventh of the event loop: heartbeats come first."""
+REPORTS_REST: Final = 9.0
+"""All reports together take a tenth of the event loop: heartbeats come first."""
 
 REPORT_AFTER_S: Final = 30.0
 """A disk that holds what could not be settled is asked again so much later."""

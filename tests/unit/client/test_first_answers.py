@@ -18,7 +18,7 @@ from dfs.client import Client
 from dfs.client.gathering import Attempt
 from dfs.core.block import BLOCK_BYTES
 from dfs.core.errors import CorruptError, DiskError, FragmentError
-from dfs.wire.handlers import FilePayload, Peer
+from dfs.wire.handlers import FilePayload, HeldPayload, Peer
 from dfs.wire.messages import ReadRecords, RecordsReply
 from dfs.wire.payloads import _FREE
 from tests.simulation.world import World
@@ -56,7 +56,9 @@ class Servers:
             assert payload.close is not None
             payload.close()
         else:
-            parts = list(payload)
+            assert isinstance(payload, HeldPayload)
+            parts = [bytes(part) for part in payload.buffers]
+            payload.close()
         answer = fault((reply, b"".join(parts)))
         if isinstance(answer, Awaitable):
             answer = await answer
