@@ -1,8 +1,10 @@
-"""Arguments and options that many commands share, and how their help is written."""
+"""Arguments and options that many commands share, what they may be, and how help is written."""
 
 from typing import Annotated
 
 import typer
+
+from dfs.core.errors import ConfigError
 
 RemotePaths = Annotated[
     list[str], typer.Argument(metavar="PATH...", help="Paths in the cluster.", show_default=False)
@@ -15,6 +17,16 @@ Human = Annotated[bool, typer.Option("-h", "--human-readable", help="Sizes such 
 Recursive = Annotated[
     bool, typer.Option("-R", "-r", "--recursive", help="Also everything below directories.")
 ]
+
+
+def local_path(text: str, source: str) -> str:
+    """`text` as it was. Raises ConfigError where it is empty: that would be where we stand.
+
+    An argument is empty where a script's variable is not set.
+    """
+    if not text:
+        raise ConfigError(f"{source}: no path is given", hint="it is empty; name a directory")
+    return text
 
 
 def examples(*lines: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from dfs.cli import render
-from dfs.cli.arguments import Json, examples
+from dfs.cli.arguments import Json, examples, local_path
 from dfs.cli.connect import run
 from dfs.cli.failures import DONE, FAILED, say
 from dfs.cli.names import show
@@ -88,7 +88,7 @@ def restore(
         str, typer.Argument(metavar="FILE", help="The backup; - is stdin.", show_default=False)
     ],
     data: Annotated[
-        Path,
+        str,
         typer.Option(
             "--data",
             metavar="DIR",
@@ -107,6 +107,8 @@ def restore(
     from dfs.core.archive import Description
     from dfs.master.backup.restore import restore as restore_into
 
+    directory = Path(local_path(data, "--data")).absolute()
+
     with contextlib.ExitStack() as used:
         source = sys.stdin.buffer if file == _STREAM else used.enter_context(open(file, "rb"))
         bar = used.enter_context(render.ProgressBar("Restoring", in_bytes=False))
@@ -114,11 +116,11 @@ def restore(
         def told(rows: int, described: Description) -> None:
             bar.update(Progress(files_done=rows, files_total=max(rows, described.rows)))
 
-        report = restore_into(source, data.absolute(), told)
+        report = restore_into(source, directory, told)
     if json:
         render.emit_json(
             {
-                "data": str(data),
+                "data": data,
                 "cluster": report.cluster,
                 "created_ns": report.created_ns,
                 "rows": report.rows,
@@ -128,7 +130,7 @@ def restore(
             }
         )
         return DONE
-    place, made = show(str(data)), render.time_ns(report.created_ns)
+    place, made = show(data), render.time_ns(report.created_ns)
     print(
         f"Restored cluster {report.cluster} as of {made} into {place}\n"
         f"with {render.plural(report.inodes, 'inode')}, {render.plural(report.chunks, 'chunk')}\n"

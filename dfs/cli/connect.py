@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfs.cli.devcluster import DevCluster, default_directory
 from dfs.cli.failures import StoppedError
-from dfs.core.errors import ConfigError
+from dfs.core.errors import ConfigError, DfsError
 
 if TYPE_CHECKING:
     from dfs.client import Client
@@ -56,12 +56,13 @@ def master_address() -> str:
 
 def check_address(text: str, source: str) -> str:
     """`HOST:PORT[,HOST:PORT...]` as it was. Raises ConfigError that names `source`."""
+    from dfs.wire.transport import parse_address
+
     for address in text.split(","):
-        host, colon, port = address.strip().rpartition(":")
-        if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ConfigError(
-                f"{source}: {address!r} is no address", hint="write HOST:PORT, such as node1:9420"
-            )
+        try:
+            parse_address(address.strip())
+        except DfsError as error:
+            raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
     return text
 
 

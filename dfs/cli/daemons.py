@@ -4,21 +4,23 @@ A settings type has a field for each flag, under the flag's name: that is the na
 file, and with DFS_ before it in the environment.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from dfs.cli.arguments import examples
+from dfs.cli.arguments import examples, local_path
 from dfs.cli.failures import DONE
 from dfs.cli.logs import start_logging
+from dfs.cli.names import show
 from dfs.core.config import Duration, Size, load_settings
 from dfs.core.errors import ConfigError, DfsError
 
 
 class MasterSettings(msgspec.Struct, kw_only=True):
-    data: Path
+    data: str
     listen: str = ":9420"
     down_after: Duration = 60.0
     lease: Duration = 90.0
@@ -81,7 +83,7 @@ def register(app: typer.Typer) -> None:
 
 def master(
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="DIR", help="Where the metadata is kept; made if it is not there."),
     ] = None,
     listen: Listen = None,
@@ -131,6 +133,7 @@ def master(
         },
         file=config,
     )
+    data_directory = Path(local_path(settings.data, "--data")).absolute()
     _check_listening(settings)
     import trio
 
@@ -140,7 +143,7 @@ def master(
     trio.run(
         run_master,
         MasterConfig(
-            data=settings.data.absolute(),
+            data=data_directory,
             listen=settings.listen,
             lease_s=settings.lease,
             down_after_s=settings.down_after,
@@ -204,6 +207,9 @@ def chunkserver(
     for name, addresses in (("master", settings.master), ("advertise", (settings.advertise,))):
         for address in filter(None, addresses):
             _check_address(name, address)
+    if settings.capacity == 0:
+        raise ConfigError("capacity: 0 leaves no room for anything", hint="write for example 500G")
+    disks = _disks(settings.disk)
     import trio
 
     from dfs.chunkserver.config import ChunkServerConfig
@@ -214,7 +220,7 @@ def chunkserver(
         run_chunkserver,
         ChunkServerConfig(
             master=settings.master,
-            disks=tuple(str(Path(path).absolute()) for path in settings.disk),
+            disks=disks,
             listen=settings.listen,
             advertise=settings.advertise,
             rack=settings.rack,
@@ -224,6 +230,17 @@ def chunkserver(
         ),
     )
     return DONE
+
+
+def _disks(paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The directories, absolute. Raises ConfigError where one is empty or given twice."""
+    disks: list[str] = []
+    for path in paths:
+        disk = os.path.abspath(local_path(path, "--disk"))
+        if disk in disks:
+            raise ConfigError(f"disk: {show(disk)} is given twice", hint="name each disk once")
+        disks.append(disk)
+    return tuple(disks)
 
 
 def _check_listening(settings: MasterSettings | ChunkServerSettings) -> None:

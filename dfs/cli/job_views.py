@@ -74,7 +74,11 @@ def progress_text(job: "JobInfo") -> str:
 
 
 def _items(job: "JobInfo") -> str:
-    return "files" if job.kind == "convert" else "chunks"
+    return f"{_item(job)}s"
+
+
+def _item(job: "JobInfo") -> str:
+    return "file" if job.kind == "convert" else "chunk"
 
 
 def is_at_work(job: "JobInfo") -> bool:
@@ -115,8 +119,9 @@ _MOVES_FRAGMENTS: Final = frozenset(("rebalance", "drain"))
 def print_plan(plan: "PlanReply") -> None:
     pace = f", about {render.duration(plan.seconds)}" if plan.seconds >= 0 else ""
     about = f" {show(plan.subject)}" if plan.subject else ""
-    items = "fragments" if plan.kind in _MOVES_FRAGMENTS else "chunks"
-    print(f"{plan.kind}{about}: {format_size(plan.bytes)} in {plan.items} {items}{pace}")
+    item = "fragment" if plan.kind in _MOVES_FRAGMENTS else "chunk"
+    moved = render.plural(plan.items, item)
+    print(f"{plan.kind}{about}: {format_size(plan.bytes)} in {moved}{pace}")
     for note in plan.notes:
         print(f"  {show(note)}")
     if plan.disks:
@@ -195,6 +200,6 @@ async def finish(client: "Client", job: "JobInfo", wait: bool, json: bool) -> in
     elif not wait:
         print(f"{job.kind} is job {job.job}; see it with `dfs admin jobs list`")
     else:
-        moved = f"{job.items_done} {_items(job)}, {format_size(job.bytes_done)}"
+        moved = f"{render.plural(job.items_done, _item(job))}, {format_size(job.bytes_done)}"
         print(f"{job.kind} {job.state.name.lower()}: {moved}; {show(job.note)}")
     return FAILED if job.state.name in ("FAILED", "CANCELLED") else DONE

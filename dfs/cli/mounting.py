@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dfs.cli import mount_process
-from dfs.cli.arguments import examples
+from dfs.cli.arguments import examples, local_path
 from dfs.cli.connect import master_address, options
 from dfs.cli.failures import DONE, say
 from dfs.cli.logs import start_logging
@@ -122,7 +122,7 @@ def _options(
     from dfs_fuse.mount_table import canonical
 
     wanted = mount_options.MountOptions(
-        point=canonical(point),
+        point=canonical(local_path(point, "POINT")),
         allow_other=os.geteuid() == 0,
         on_unavailable=options.on_unavailable,
     )
@@ -204,7 +204,7 @@ def umount(
     """
     from dfs_fuse.unmount import unmount
 
-    point = os.path.abspath(point)
+    point = os.path.abspath(local_path(point, "POINT"))
     os.chdir("/")  # where we stand must not be what keeps it busy
     done = unmount(point, lazy=lazy, force=force, timeout_s=timeout)
     if done.was_dead:

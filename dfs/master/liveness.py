@@ -115,7 +115,7 @@ class Liveness:
 
     def __init__(self, timing: Timing, clock: Callable[[], float]) -> None:
         """`clock` gives seconds that only go forward."""
-        self._timing = timing
+        self.timing: Final = timing
         self._clock = clock
         self._started = self._ticked = clock()
         self._servers: dict[ServerId, _Server] = {}
@@ -191,7 +191,7 @@ class Liveness:
         self._refresh(entry)
 
     def _distrust_s(self, entry: _Server, now: float) -> float:
-        timing = self._timing
+        timing = self.timing
         lately = sum(now - fall < timing.flap_window_s for fall in entry.falls)
         too_many = lately - timing.falls_forgiven
         if too_many <= 0:
@@ -258,7 +258,7 @@ class Liveness:
                 entry.broke_at += stall_s
 
     def _judge(self, entry: _Server, now: float) -> DiskState:
-        timing = self._timing
+        timing = self.timing
         silent_s = now - (self._started if entry.heard_at is None else entry.heard_at)
         if silent_s >= timing.down_after_s:
             return DiskState.DOWN
@@ -378,7 +378,7 @@ class Liveness:
             return True
         if entry.state is DiskState.FAILED and entry.report is None:
             since = self._clock() if entry.absent_since is None else entry.absent_since
-            return self._clock() - since >= self._timing.down_after_s
+            return self._clock() - since >= self.timing.down_after_s
         return entry.state in DEAD
 
     def given_up_disks(self) -> list[DiskId]:
@@ -440,7 +440,7 @@ class Liveness:
         if entry.state in SERVES:
             return True
         server = self._servers[entry.record.server]
-        early = self._clock() - self._started < self._timing.suspect_after_s
+        early = self._clock() - self._started < self.timing.suspect_after_s
         return early and server.heard_at is None
 
     def away(self) -> list[DiskId]:

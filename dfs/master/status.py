@@ -119,6 +119,7 @@ class StatusService:
         counters = get_counters(self._reader)
         counts = self._health.counts
         servers = self._liveness.server_infos()
+        grace_s = self._liveness.timing.down_after_s
         totals = self._liveness.totals()
         return m.StatusReply(
             cluster=self._cluster,
@@ -138,13 +139,13 @@ class StatusService:
             purge_queue=counters.chunks_doomed,
             chunks_retired=counters.chunks_retired,
             servers=servers,
-            problems=(*self._notices(), *problems(servers, counts)),
+            problems=(*self._notices(), *problems(servers, counts, grace_s)),
             length=counters.length,
             redundancy=counters.redundancy,
         )
 
 
-def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
+def problems(servers: tuple[m.ServerInfo, ...], counts: Counts, down_after_s: float) -> list[str]:
     """What is wrong, one sentence each, the worst first."""
     found = []
     if counts.lost:
@@ -161,7 +162,9 @@ def problems(servers: tuple[m.ServerInfo, ...], counts: Counts) -> list[str]:
         found.append(f"{_chunks(counts.degraded)} {wants}")
     if not servers:
         found.append("no chunk server has registered: nothing can be written")
-    single = [_server_problem(server) for server in servers if server.state != DiskState.UP]
+    single = [
+        _server_problem(server, down_after_s) for server in servers if server.state != DiskState.UP
+    ]
     for server in servers:
         if server.state == DiskState.UP:
             single += [_disk_problem(server, disk) for disk in server.disks if _is_bad(disk)]
@@ -175,12 +178,20 @@ def _chunks(number: int) -> str:
     return "1 chunk" if number == 1 else f"{number} chunks"
 
 
-def _server_problem(server: m.ServerInfo) -> str:
+def _server_problem(server: m.ServerInfo, down_after_s: float) -> str:
     name = f"server {server.server} at {server.address}"
     if server.last_heartbeat_s < 0:
         return f"{name} has not been heard since this master started"
-    state = "is down: silent" if server.state == DiskState.DOWN else "has not answered"
-    return f"{name} {state} for {server.last_heartbeat_s:.0f} s"
+    silent = f"for {server.last_heartbeat_s:.0f} s"
+    if server.state == DiskState.DOWN:
+        return (
+            f"{name} is down: silent {silent}; start it, or, when nothing is degraded any more, "
+            f"`dfs admin remove {server.server}` if it is gone for good"
+        )
+    return (
+        f"{name} has not answered {silent}; after {down_after_s:.0f} s without it, its data is "
+        "made anew on others"
+    )
 
 
 def _is_bad(disk: m.DiskInfo) -> bool:

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from dfs.core.errors import ConfigError
 from dfs.core.metrics import Metric
+from dfs.wire.transport import format_address, parse_address
 
 MetricsSource: TypeAlias = Callable[[], Iterable[Metric]]
 """Called at each scrape, on the event loop: has to be quick."""
@@ -80,13 +81,11 @@ async def serve_http(
     Raises:
         ConfigError: the address is malformed or in use.
     """
-    host, _, port = listen.rpartition(":")
     try:
-        number = int(port)
-        if not 0 <= number < 1 << 16:
-            raise ValueError("a port is 0 to 65535")
-        listener = socket.create_server((host.strip("[]"), number), backlog=16)
-    except (OSError, ValueError) as error:
+        host, number = parse_address(listen, listening=True)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, number), family=family, backlog=16)
+    except OSError as error:
         raise ConfigError(
             f"cannot listen on {listen!r} for HTTP: {error}", hint="give --http another HOST:PORT"
         ) from error
@@ -94,7 +93,7 @@ async def serve_http(
     config.accesslog = None
     config.errorlog = None
     config.graceful_timeout = GRACE_S
-    bound_host, bound_port = listener.getsockname()[:2]
+    bound = format_address(listener.getsockname())
     config.bind = [f"fd://{listener.detach()}"]
     app: ASGIFramework = monitoring_app(metrics, problems)  # type: ignore[assignment]
     stopping = trio.Event()
@@ -107,7 +106,7 @@ async def serve_http(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
         try:
-            task_status.started(f"{bound_host}:{bound_port}")
+            task_status.started(bound)
             await trio.sleep_forever()
         finally:
             stopping.set()

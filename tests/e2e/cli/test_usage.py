@@ -26,6 +26,14 @@ from tests.e2e.cli.conftest import CommandServer, Dfs
         (["chunkserver", "--disk", "/x", "--master", "here"], "master"),
         (["chunkserver", "--disk", "/x", "--master", "h:1", "--capacity", "lots"], "capacity"),
         (["ls", "/", "--master", "here"], "here"),
+        (["ls", "/", "--master", "::1:9420"], "[::1]:9420"),
+        (["master", "--data", ""], "--data: no path"),
+        (["chunkserver", "--disk", "", "--master", "h:1"], "--disk: no path"),
+        (["chunkserver", "--disk", "/x", "--disk", "/x/", "--master", "h:1"], "/x is given twice"),
+        (["chunkserver", "--disk", "/x", "--master", "h:1", "--capacity", "0"], "capacity"),
+        (["mount", "", "--master", "h:1"], "POINT"),
+        (["umount", ""], "POINT"),
+        (["admin", "restore", "-", "--data", ""], "--data: no path"),
     ],
 )
 def test_wrong_usage(command_server: CommandServer, arguments: list[str], says: str) -> None:

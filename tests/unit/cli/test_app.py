@@ -92,7 +92,9 @@ def test_good_addresses(text: str) -> None:
     assert connect.check_address(text, "--master") == text
 
 
-@pytest.mark.parametrize("text", ["", "a", "a:", ":1", "a:0", "a:65536", "a:1,", "a:x", "a:²"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "a:", ":1", "a:0", "a:65536", "a:1,", "a:x", "a:²", "::1:9420"]
+)
 def test_bad_addresses_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--master"):
         connect.check_address(text, "--master")

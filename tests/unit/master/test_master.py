@@ -201,6 +201,7 @@ async def test_a_killed_server_is_suspect_in_two_seconds_and_a_hung_one_in_five(
             "server 1 at host1:9421 has not answered",
             "server 2 at host2:9421 has not answered",
         ]
+        assert all("60 s without it, its data is made anew" in text for text in problems)
         g.network.heal()
         await g.start_server(g.servers[0])
         await until(lambda: all_up(g))

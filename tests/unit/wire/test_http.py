@@ -63,3 +63,12 @@ async def test_a_port_in_use_is_one_clear_error(address: str) -> None:
 async def test_a_bad_address_is_a_config_error(listen: str) -> None:
     with pytest.raises(ConfigError):
         await serve_http(listen, metrics, lambda: problems)
+
+
+async def test_it_listens_on_ipv6_too() -> None:
+    async with trio.open_nursery() as nursery:
+        bound = await nursery.start(serve_http, "[::1]:0", metrics, lambda: problems)
+        assert bound.startswith("[::1]:")
+        status, _ = await trio.to_thread.run_sync(fetch, f"http://{bound}/metrics")
+        assert status == 200
+        nursery.cancel_scope.cancel()
