@@ -463,7 +463,7 @@ _NAMES: Final[dict[type[m.Op], tuple[tuple[str, str], ...]]] = {
     kind: tuple(
         pair
         for pair in (("parent", "name"), ("new_parent", "new_name"))
-        if set(pair) <= set(kind.__struct_fields__)
+        if set(pair) <= set(kind.__struct_fields__) and kind is not m.OpenNamed
     )
     for kind in m.Op.__subclasses__()
 }

@@ -123,14 +123,15 @@ class Meta:
         return (await self._answer(ops, cred, sync=False))[0]
 
     async def _answer(
-        self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool
+        self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool, here: bool = False
     ) -> tuple[list[m.OpResult], bool]:
-        """The results of a frame's worth of operations, and whether they are on the disk."""
+        """The results of a frame's worth of operations, and whether they are on the disk.
+
+        `here`: see `_ask_here`.
+        """
         delegations = self.delegations
         if not delegations.active:
-            waiting = self._ask(ops, cred, sync=sync)
-            if sync:
-                await self._flush_here()
+            waiting = await self._asked(ops, cred, sync=sync, here=here)
             return await waiting.wait(), waiting.synced
         op = ops[0]
         if type(op) is m.Commit and len(ops) == 1 and not sync and delegations.log.waits(op.ino):
@@ -138,15 +139,40 @@ class Meta:
             return [await delegations.log.ask(op, cred or self.cred, op.ino)], False
         within = await delegations.enter(ops)
         try:
-            waiting = self._ask(ops, cred, sync=sync)
-            if sync:
-                await self._flush_here()
+            waiting = await self._asked(ops, cred, sync=sync, here=here)
             results = await waiting.wait()
         except BaseException:
             delegations.unknown(within, ops)
             raise
         delegations.left(within, ops, results)
         return results, waiting.synced
+
+    async def _asked(
+        self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool, here: bool
+    ) -> _Waiting:
+        """They are on their way, and may have been answered."""
+        if here and not self._queue and not self._frames:
+            return await self._ask_here(ops, cred)
+        waiting = self._ask(ops, cred, sync=sync)
+        if sync:
+            await self._flush_here()
+        return waiting
+
+    async def _ask_here(self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None) -> _Waiting:
+        """Send them alone, by the task that waits for them: no other has to be woken, twice.
+
+        For what may as well not take effect where its caller is cancelled, while nobody else asks
+        for anything.
+        """
+        waiting = _Waiting(ops, cred or self.cred, False)
+        self._frames += 1
+        try:
+            await self._send([waiting])
+        finally:
+            self._frames -= 1
+            if self._queue and not self._flushing:
+                self._start_flush()
+        return waiting
 
     def _ask(self, ops: tuple[m.AnyOp, ...], cred: m.Cred | None, *, sync: bool) -> _Waiting:
         waiting = _Waiting(ops, cred or self.cred, sync)
@@ -356,10 +382,22 @@ class Meta:
         await self.do(m.RemoveXattr(ino, name), cred=cred)
 
     async def open(
-        self, ino: InodeId, access: int = m.Access.READ, *, cred: m.Cred | None = None
+        self,
+        ino: InodeId,
+        access: int = m.Access.READ,
+        *,
+        place: tuple[InodeId, bytes] | None = None,
+        cred: m.Cred | None = None,
     ) -> Inode:
-        """Keep the inode for this session, also when it is unlinked. See `OpenFiles`."""
-        return await self._do_inode(m.Open(ino, int(access)), cred)
+        """Keep the inode for this session, also when it is unlinked. See `OpenFiles`.
+
+        `place`: the directory and name by which it was found; ESTALE where that is another's now.
+        """
+        op = m.Open(ino, int(access)) if place is None else m.OpenNamed(ino, *place, int(access))
+        results, _ = await self._answer((op,), cred, sync=False, here=True)
+        inode = unwrap(results[0])
+        assert inode is not None
+        return inode
 
     async def release(self, *inos: InodeId) -> None:
         """The session no longer has these open."""

@@ -193,6 +193,16 @@ class OpenFile:
                 parts.append(step)
         return parts
 
+    def is_cached(self, offset: int, end: int) -> bool:
+        """Whether a read of published bytes would have nothing to wait for."""
+        if self.new is not None or not self.extents.knows(offset, end):
+            return False
+        reader = self._files.reader
+        return all(
+            reader.has(span.value, span.skip, span.skip + span.end - span.start)
+            for span in self.extents.slices(offset, end)
+        )
+
     def prefetch(self, offset: int, end: int, once: bool) -> None:
         """Have published bytes of [offset, end) in the cache soon. Never waits, never fails.
 

@@ -69,12 +69,22 @@ class OpenFiles:
         """The file, if this client has it open."""
         return self._open.get(ino)
 
-    async def open(self, ino: InodeId, access: int, *, cred: Cred | None = None) -> OpenFile:
-        """A handle on an inode. The master checks the permission. Give it back to `close`."""
+    async def open(
+        self,
+        ino: InodeId,
+        access: int,
+        *,
+        place: tuple[InodeId, bytes] | None = None,
+        cred: Cred | None = None,
+    ) -> OpenFile:
+        """A handle on an inode. The master checks the permission. Give it back to `close`.
+
+        `place`: as `Meta.open`.
+        """
         async with _KeyLock(self._locks, ino):
             known = self._open.get(ino)
             since = known.version if known is not None else -1
-            inode = await self.meta.open(ino, access, cred=cred)
+            inode = await self.meta.open(ino, access, place=place, cred=cred)
             if known is not None and inode.version < since:
                 known.learn(inode, since=since)
             return self.adopt(inode, access, cred=cred)
@@ -271,10 +281,13 @@ class _KeyLock:
 
     async def __aenter__(self) -> None:
         try:
-            await self._lock.acquire()
-        except BaseException:
-            self._leave()
-            raise
+            self._lock.acquire_nowait()  # as nearly always: `acquire` would let all others run
+        except trio.WouldBlock:
+            try:
+                await self._lock.acquire()
+            except BaseException:
+                self._leave()
+                raise
 
     async def __aexit__(self, *_: object) -> None:
         self.let_go()

@@ -75,6 +75,15 @@ class Reader:
             at += len(part)
         return parts
 
+    def has(self, chunk: ChunkId, offset: int, end: int) -> bool:
+        """Whether all of a range is in the cache."""
+        while offset < end:
+            found = self._cache.get(chunk, offset)
+            if found is None:
+                return False
+            offset = found[0] + len(found[1])
+        return True
+
     def prefetch(self, chunk: ChunkId, offset: int, end: int, *, once: bool) -> None:
         """Fetch a range into the cache in the background, if it is not there yet.
 

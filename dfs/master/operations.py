@@ -45,6 +45,7 @@ OPERATIONS: Final[dict[type[messages.Op], Callable[[Context, Any], Inode | None]
     messages.Put: namespace.put,
     messages.SetPolicy: attributes.set_policy,
     messages.Undelegate: delegations.undelegate,
+    messages.OpenNamed: sessions.open_named,
 }
 
 _encode = msgspec.msgpack.Encoder().encode

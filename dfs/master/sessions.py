@@ -14,7 +14,7 @@ import msgspec
 from dfs.core.errors import FileSystemError, SessionError, refuse
 from dfs.core.ids import InodeId, SessionId
 from dfs.core.inode import Inode, InodeFlag
-from dfs.core.permissions import READ, WRITE, may, refused, require
+from dfs.core.permissions import READ, WRITE, may, refused, require, shown
 from dfs.master import chunks, commands, delegations, removal
 from dfs.master.context import Context
 from dfs.master.keyspace import (
@@ -27,6 +27,7 @@ from dfs.master.keyspace import (
     decode_session,
     from_u64,
     get_counters,
+    get_dentry,
     get_inode,
     get_session,
     leftovers_key,
@@ -43,7 +44,7 @@ from dfs.master.keyspace import (
     u64,
 )
 from dfs.master.transaction import Transaction
-from dfs.wire.messages import WINDOW, Cred, Open, Release
+from dfs.wire.messages import WINDOW, Cred, Open, OpenNamed, Release
 
 CLIENT_NAME_MAX_BYTES: Final = 255
 RELEASE_INLINE_ROWS: Final = 1000
@@ -215,11 +216,17 @@ def open_inode(ctx: Context, inode: Inode, access: int) -> Inode:
     return grant(ctx, inode, access)
 
 
-def open_op(ctx: Context, op: Open) -> Inode:
+def open_op(ctx: Context, op: Open | OpenNamed) -> Inode:
     inode = get_inode(ctx.txn, op.ino)
     if inode is None:
         raise refuse(errno.ENOENT, f"inode {op.ino}")
     return open_inode(ctx, inode, op.access)
+
+
+def open_named(ctx: Context, op: OpenNamed) -> Inode:
+    if get_dentry(ctx.txn, op.parent, op.name) != op.ino:
+        raise refuse(errno.ESTALE, f"{shown(op.name)} is not inode {op.ino} any more")
+    return open_op(ctx, op)
 
 
 def release_op(ctx: Context, op: Release) -> Inode | None:

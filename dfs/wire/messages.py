@@ -260,6 +260,19 @@ class Undelegate(Op, frozen=True, tag=20):
     ino: InodeId
 
 
+class OpenNamed(Op, frozen=True, tag=21):
+    """As Open, of an inode that was found by a name: ESTALE where that means another by now.
+
+    Close-to-open in one step: between the two nobody can put another file in its place. The right
+    to search `parent` is not asked for.
+    """
+
+    ino: InodeId
+    parent: InodeId
+    name: bytes
+    access: int = Access.READ
+
+
 AnyOp: TypeAlias = (
     Create
     | Mkdir
@@ -281,6 +294,7 @@ AnyOp: TypeAlias = (
     | Put
     | SetPolicy
     | Undelegate
+    | OpenNamed
 )
 
 

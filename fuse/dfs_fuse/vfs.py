@@ -121,23 +121,23 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         access = access_of(flags)
         if self.read_only and flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             self._check_writable()
-        check = self._start_check(ino)
+        place = self._place_to_check(ino)
+        asked = time.monotonic()
         try:
-            file = await self._files.open(ino, access, cred=cred)
+            file = await self._files.open(ino, access, place=place, cred=cred)
         except FileSystemError as error:
-            if error.errno == errno.ENOENT:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
                 self._disbelieve(ino)
                 raise refuse(errno.ESTALE, f"inode {ino}") from error
             raise
         try:
-            if check is not None:
-                await check.done.wait()
-            if (check is not None and check.stale) or (
-                file.inode.nlink == 0 and not self._is_open(ino)
-            ):
+            if file.inode.nlink == 0 and not self._is_open(ino):
                 self._disbelieve(ino)
                 raise refuse(errno.ESTALE, f"inode {ino}")
-            self._learn(file.inode)
+            if place is None:
+                self._learn(file.inode)
+            else:
+                self._found(*place, file.inode, asked)
             if flags & os.O_TRUNC:
                 # Also of an empty file: its times change.
                 since = file.version
@@ -150,7 +150,9 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         handle.keep_cache = self._keeps_pages(file.inode)
         if handle.readable and 0 < file.inode.size <= _SMALL_BYTES and not handle.keep_cache:
             self._note_read()
-            self._nursery.start_soon(self._fetch_small, file)
+            # Its neighbours are in the same blocks: where they were read, it is there.
+            if not file.is_cached(0, file.inode.size):
+                self._nursery.start_soon(self._fetch_small, file)
         return handle
 
     async def open_following(self, ino: InodeId, flags: int, caller: Caller) -> FileHandle:
@@ -194,11 +196,11 @@ class Vfs(Tree, Directories, ExtendedAttributes):
                 raise
             return True
 
-    def _start_check(self, ino: InodeId) -> "_NameCheck | None":
-        """Ask whether the inode still has the name it was found by, unless that is just known.
+    def _place_to_check(self, ino: InodeId) -> tuple[InodeId, bytes] | None:
+        """The name by which the inode was found, unless it certainly still has that.
 
-        Not of a file that is open here: its name may have gone since, and the open may be of a
-        descriptor (/proc/self/fd).
+        None too of a file that is open here: its name may have gone since, and the open may be of
+        a descriptor (/proc/self/fd).
         """
         found = self._names.get(ino)
         file = self._files.get(ino)
@@ -209,27 +211,7 @@ class Vfs(Tree, Directories, ExtendedAttributes):
         if self._delegations.child(parent, name) == ino:
             # Nobody else can have given the name to another.
             return None
-        if time.monotonic() - when < _FRESH_S:
-            return None
-        check = _NameCheck()
-        self._nursery.start_soon(self._check_name, check, ino, parent, name)
-        return check
-
-    async def _check_name(
-        self, check: "_NameCheck", ino: InodeId, parent: InodeId, name: bytes
-    ) -> None:
-        asked = time.monotonic()
-        try:
-            inode = await self._meta.lookup(parent, name, cred=Cred(0, 0))
-            check.stale = inode.ino != ino
-            self._found(parent, name, inode, asked)
-        except FileSystemError as error:
-            check.stale = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        except DfsError:
-            # The open itself finds out what is wrong.
-            check.stale = False
-        finally:
-            check.done.set()
+        return None if time.monotonic() - when < _FRESH_S else (parent, name)
 
     def _disbelieve(self, ino: InodeId) -> None:
         found = self._lose_place(ino)
@@ -415,13 +397,3 @@ class Vfs(Tree, Directories, ExtendedAttributes):
             await self._files.close(handle.file)
 
     # ---------------------------------------------------------------- directories
-
-
-class _NameCheck:
-    """Whether a name still means an inode, while it is being asked."""
-
-    __slots__ = ("done", "stale")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.stale = False

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from dfs.client import Client
 from dfs.core.errors import FileSystemError, UnavailableError
 from dfs.core.ids import ROOT_INODE
-from dfs.wire.messages import Applied, Apply, Commit, Message, Mkdir
+from dfs.wire.messages import Access, Applied, Apply, Commit, Message, Mkdir, Open
 from tests.unit.client.rig import running
 
 
@@ -130,3 +130,24 @@ async def test_what_became_of_changes_is_certain_once_a_newer_one_is_answered(
         await trio.sleep(60)
         assert [await client.exists(path) for path in ("/a", "/b")] == there
         assert not client.meta.session._lease.in_doubt  # type: ignore[union-attr]
+
+
+async def test_an_open_whose_caller_has_gone_does_not_take_effect_later(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with running(tmp_path, on_unavailable="wait:20s") as (world, client):
+        await client.write_file("/a", b"data")
+        inode = await client.stat("/a")
+        road = SlowRoad(client, Open)
+        road.closed = True
+        with trio.move_on_after(0.5) as scope:
+            await client.files.open(inode.ino, int(Access.READ))
+        assert scope.cancelled_caught
+        road.closed = False
+        await client.mkdir("/b")
+        await road.deliver()
+        await client.unlink("/a")
+        with pytest.raises(FileSystemError):
+            await client.meta.get_inode(inode.ino)
+        assert len(road.on_the_way) == 1
+        world.check_metadata()

@@ -7,9 +7,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+import dfs_fuse.vfs
 from dfs.client import Client
 from dfs.core.ids import ROOT_INODE
-from dfs.wire.messages import Apply, GetExtents, Lookup, Message, Open, ReadDir, Release
+from dfs.wire.messages import (
+    Apply,
+    GetExtents,
+    Lookup,
+    Message,
+    Open,
+    OpenNamed,
+    ReadDir,
+    Release,
+)
 from dfs_fuse.vfs import Vfs
 from tests.unit.client.test_open_files import intercept
 from tests.unit.fuse.test_vfs import ROOT, content, mounted
@@ -56,6 +66,23 @@ async def test_a_file_that_is_looked_up_and_read_is_two_questions(
         applied = [op for each in asked if isinstance(each, Apply) for op in each.ops]
         assert sum(isinstance(op, Open) for op in applied) == COUNT
         assert sum(isinstance(op, Release) for op in applied) == COUNT
+
+
+async def test_an_open_and_the_check_of_its_name_are_one_question(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No name was found so lately that an open need not ask for it.
+    monkeypatch.setattr(dfs_fuse.vfs, "_FRESH_S", 0.0)
+    async with mounted(tmp_path) as (vfs, other):
+        await written(other)
+        inodes = [await vfs.lookup(ROOT_INODE, name, ROOT) for name in names()]
+        asked = watch(vfs, monkeypatch)
+        for inode, name in zip(inodes, names(), strict=True):
+            assert await content(vfs, inode.ino) == b"old " + name
+        assert not any(isinstance(each, Lookup) for each in asked)
+        opened = [op for each in asked if isinstance(each, Apply) for op in each.ops]
+        assert [op.name for op in opened if isinstance(op, OpenNamed)] == names()
+        assert not any(isinstance(op, Open) for op in opened)
 
 
 async def test_what_others_wrote_between_look_up_and_open_is_read(

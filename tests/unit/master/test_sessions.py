@@ -19,7 +19,9 @@ from dfs.wire.messages import (
     Cred,
     Mkdir,
     Open,
+    OpenNamed,
     Release,
+    Rename,
     SetAttr,
     Symlink,
     Unlink,
@@ -234,6 +236,22 @@ def test_open_refusals(rig: Rig) -> None:
     rig.refuses(E.EINVAL, Open(TOP, 8))
     rig.refuses(E.EINVAL, Open(TOP, -1))
     rig.made(Open(TOP), ANN)
+
+
+def test_an_open_by_name_is_refused_where_the_name_means_another(rig: Rig) -> None:
+    ino = rig.create(b"f")
+    other = rig.create(b"g")
+    assert rig.made(OpenNamed(ino, TOP, b"f")).ino == ino
+    rig.refuses(E.EACCES, OpenNamed(ino, TOP, b"f", Access.EXECUTE))
+    for parent, name in ((TOP, b"g"), (TOP, b"nothing"), (ino, b"f"), (99, b"f"), (TOP, b"")):
+        rig.refuses(E.ESTALE, OpenNamed(ino, parent, name))
+    rig.refuses(E.EINVAL, OpenNamed(ino, -1, b"f"))
+    rig.do(Rename(TOP, b"g", TOP, b"f"))
+    rig.refuses(E.ESTALE, OpenNamed(ino, TOP, b"f"))
+    assert rig.made(OpenNamed(other, TOP, b"f")).ino == other
+    # It is open since the first, so it is there for whoever has it from elsewhere.
+    assert rig.made(Open(ino)).nlink == 0
+    rig.check()
 
 
 def test_opens_of_one_session_add_up(rig: Rig) -> None:
