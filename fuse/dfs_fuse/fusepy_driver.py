@@ -58,6 +58,7 @@ def serve(bridge: Bridge, vfs: Vfs, options: MountOptions, ready: Callable[[], N
         options.point,
         encoding=ENCODING,
         forget=Forgetter(library),
+        caller=lambda: int(fuse.fuse_get_context()[2]),
         enabled=vfs.attr_cache_s > 0,
     )
     operations = _Served(bridge, vfs, kernel, ready, fuse.fuse_get_context)

@@ -60,17 +60,25 @@ class KernelBeliefs:
     Args:
         forget: has the kernel ask for the attributes of an inode of its own before it believes
             them again; false where that cannot be.
+        caller: the process whose request is being served; 0: not known.
         enabled: the kernel is told to believe anything at all.
     """
 
     def __init__(
-        self, point: str, *, encoding: str, forget: Callable[[int], bool], enabled: bool
+        self,
+        point: str,
+        *,
+        encoding: str,
+        forget: Callable[[int], bool],
+        caller: Callable[[], int],
+        enabled: bool,
     ) -> None:
         self.told_s = TOLD_S if enabled else 0
         """For libfuse's options."""
-        self._point = os.fsencode(point)
+        self._point = os.path.realpath(os.fsencode(point))
         self._encoding = encoding
         self.forget = forget
+        self._caller = caller
         self._enabled = enabled
         self._lock = threading.Lock()
         """Of the change of generations."""
@@ -153,12 +161,13 @@ class KernelBeliefs:
         """
         if path is None:
             return 0
-        how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
-        name = ctypes.c_char_p(self._point + path.encode(self._encoding))
-        call = self._library
-        fd = call.syscall(_OPENAT2, _AT_FDCWD, name, ctypes.byref(how), ctypes.sizeof(how))
+        name = self._point + path.encode(self._encoding)
+        fd = self._open(_AT_FDCWD, name)
+        if fd < 0:
+            fd = self._open_as_caller(name)
         if fd < 0:
             return 0
+        call = self._library
         try:
             found = ctypes.create_string_buffer(_STATX_BYTES)
             if call.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO, found):
@@ -178,6 +187,35 @@ class KernelBeliefs:
         if handle.kind != _INO64_GEN:
             return 0
         return int(handle.words[0]) << 32 | int(handle.words[1])
+
+    def _open(self, directory: int, name: bytes) -> int:
+        """What the kernel has at hand by this name; negative: nothing."""
+        how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+        size = ctypes.c_size_t(ctypes.sizeof(how))
+        return int(self._library.syscall(_OPENAT2, directory, name, ctypes.byref(how), size))
+
+    def _open_as_caller(self, name: bytes) -> int:
+        """As `_open`, by the way that a program went which names paths from its working directory.
+
+        The directories above that are not at hand: it may not have been at them for hours.
+        """
+        link = b"/proc/%d/cwd" % self._caller()
+        try:
+            # Of this mount only: to open another's may wait for its server.
+            if not self._is_here(os.readlink(link)):
+                return -1
+            directory = os.open(link, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        try:
+            # As it is called now: the program may have gone elsewhere meanwhile.
+            way = os.readlink(b"/proc/self/fd/%d" % directory)
+            return self._open(directory, os.path.relpath(name, way)) if self._is_here(way) else -1
+        finally:
+            os.close(directory)
+
+    def _is_here(self, path: bytes) -> bool:
+        return path == self._point or path.startswith(self._point + b"/")
 
 
 class Change:

@@ -1,13 +1,14 @@
 """The command line of `scripts/posix`: runs, compares, prints a table, exits 1 where it must."""
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -85,44 +86,61 @@ def run_suite(suite: Suite, ground: Ground, tools: Path) -> tuple[list[Case], fl
     return cases, seconds
 
 
-def run_suites(here: World, names: Sequence[str], policies: Sequence[str]) -> list[Result]:
+Pair = tuple[str, str]
+"""A driver and a policy."""
+
+
+def run_suites(
+    here: World, names: Sequence[str], pairs: Sequence[Pair], *, quick: bool
+) -> list[Result]:
     tools = here.work / "tools"
     tools.mkdir()
-    results = []
+    results: list[Result] = []
     for name in names:
         suite = SUITES[name]
-        grounds = [here.local]
-        for driver in here.drivers:
-            grounds += [
-                here.ground(driver, policy) for policy in policies[: None if suite.of_data else 1]
-            ]
-        local: dict[str, Case] = {}
-        for ground in grounds:
-            try:
-                cases, seconds = run_suite(suite, ground, tools)
-            except NotHereError as error:
-                print(f"{name}: not run: {error}", flush=True)
-                break
-            if not ground.driver:
-                local = {case.name: case for case in cases}
-            results.append(show(compared(name, ground, seconds, cases, local)))
+        # Of the namespace once for each driver.
+        firsts = dict(reversed(pairs))
+        grounds = [
+            here.ground(driver, policy)
+            for driver, policy in pairs
+            if suite.of_data or firsts[driver] == policy
+        ]
+        try:
+            results += _run_on(here, suite, grounds, tools, quick=quick)
+        except NotHereError as error:
+            print(f"{name}: not run: {error}", flush=True)
     return results
 
 
-def run_programs(here: World, names: Sequence[str], policies: Sequence[str]) -> list[Result]:
+def _run_on(
+    here: World, suite: Suite, grounds: Sequence[Ground], tools: Path, *, quick: bool
+) -> Iterator[Result]:
+    """The local directory first; `quick`: only when something failed on a mount."""
+    local: dict[str, Case] | None = None
+    for ground in (here.local, *grounds)[quick:]:
+        cases, seconds = run_suite(suite, ground, tools)
+        if ground == here.local:
+            local = {case.name: case for case in cases}
+        elif local is None and any(case.status == "failed" for case in cases):
+            local = {case.name: case for case in run_suite(suite, here.local, tools)[0]}
+        yield show(compared(suite.name, ground, seconds, cases, local or {}))
+
+
+def run_programs(here: World, names: Sequence[str], pairs: Sequence[Pair]) -> list[Result]:
     results = []
     for name in names:
-        for driver in here.drivers:
-            for policy in policies:
-                ground = here.ground(driver, policy)
-                begun = time.monotonic()
-                try:
-                    cases = PROGRAMS[name](here, ground)
-                except NotHereError as error:
-                    print(f"{name}: not run: {error}", flush=True)
-                    continue
-                seconds = time.monotonic() - begun
-                results.append(show(compared(name, ground, seconds, cases, {})))
+        for driver, policy in pairs:
+            ground = here.ground(driver, policy)
+            begun = time.monotonic()
+            try:
+                cases = PROGRAMS[name](here, ground)
+            except NotHereError as error:
+                print(f"{name}: not run: {error}", flush=True)
+                continue
+            except (OSError, RuntimeError, AssertionError) as error:
+                cases = [Case("to its end", "failed", repr(error))]
+            seconds = time.monotonic() - begun
+            results.append(show(compared(name, ground, seconds, cases, {})))
     return results
 
 
@@ -164,7 +182,13 @@ def main() -> int:
     parser.add_argument("--driver", action="append", metavar="D", help=", ".join(DRIVERS))
     parser.add_argument("--suite", action="append", metavar="NAME", help="only these")
     parser.add_argument("--policy", action="append", metavar="P", help=", ".join(POLICIES))
+    parser.add_argument(
+        "--on", action="append", metavar="D-P", help="a driver with a policy: no other pairs"
+    )
     parser.add_argument("--programs", action="store_true", help="whole programs, no suites")
+    parser.add_argument(
+        "--quick", action="store_true", help="on the local directory only what failed on a mount"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the results as a document")
     parser.add_argument("--keep", action="store_true", help="leave the logs where they are")
     asked = parser.parse_args()
@@ -175,14 +199,24 @@ def main() -> int:
         return 0
     if os.geteuid() != 0:
         sys.exit("posix: the suites change owners and users: run it as root")
-    drivers = chosen(asked.driver, DRIVERS, "driver")
-    policies = chosen(asked.policy, POLICIES, "policy")
-    run, there = (run_programs, PROGRAMS) if asked.programs else (run_suites, SUITES)
+    pairs = list(
+        itertools.product(
+            chosen(asked.driver, DRIVERS, "driver"), chosen(asked.policy, POLICIES, "policy")
+        )
+    )
+    if asked.on:
+        by_name = {"-".join(pair): pair for pair in pairs}
+        pairs = [by_name[name] for name in chosen(asked.on, by_name, "driver with a policy")]
+    drivers = list(dict(pairs))
+    there: Iterable[str] = PROGRAMS if asked.programs else SUITES
     names = chosen(asked.suite, there, "program" if asked.programs else "suite")
     # Also when it is told to end, what it mounted and started does.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with world(drivers, keep=asked.keep) as here:
-        results = run(here, names, policies)
+        if asked.programs:
+            results = run_programs(here, names, pairs)
+        else:
+            results = run_suites(here, names, pairs, quick=asked.quick)
         if not results:
             sys.exit("posix: nothing could be run")
         results += [logged(driver, here.complaints(driver)) for driver in drivers]

@@ -1,8 +1,7 @@
-"""Whole programs on a mount: a database, a virtual environment, a build and a big write.
+"""Whole programs on a mount: a database, a virtual environment, builds and a big write.
 
 For `scripts/posix --programs`. Each is done once as it is, and once with a chunk server killed
-under it: it must not notice but for a pause, and what it wrote must be right. The server is
-started again afterwards, and all must be UP before the next begins.
+under it (`disturbance`): it must not notice but for a pause, and what it wrote must be right.
 """
 
 import contextlib
@@ -21,44 +20,15 @@ from pathlib import Path
 from typing import Final
 
 from scripts.conformance.cases import Case, Ended, NotHereError, judged, run
+from scripts.conformance.disturbance import PAUSE_MAX_S, fresh, killed_after, remount
 from scripts.conformance.grounds import Ground, World
+from scripts.conformance.sources import sources
 from tests.cluster import free_port
 
-PAUSE_MAX_S: Final = 5.0
 BIG_BYTES: Final = 1 << 30
 _CHUNK: Final = 1 << 20
-_VICTIM: Final = "cs2"
 _SOURCE_PACKAGE: Final = "zstandard"
 """From PyPI, built from its source: some 60 C files of libzstd and its own."""
-
-
-@contextlib.contextmanager
-def killed_after(here: World, delay_s: float) -> Iterator[None]:
-    """A chunk server is killed `delay_s` after the start, and back at the end."""
-    timer = threading.Timer(delay_s, here.cluster.kill, [_VICTIM])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
-        was_killed = not here.cluster.servers[_VICTIM].alive
-        if was_killed:
-            here.cluster.restart(_VICTIM)
-    if not was_killed:
-        raise RuntimeError(f"it ended within {delay_s:g} s, before a server could be killed")
-
-
-def fresh(ground: Ground, name: str) -> Path:
-    directory = ground.directory / name
-    directory.mkdir()
-    return directory
-
-
-def remount(here: World, ground: Ground) -> None:
-    """What is read from now on comes from the servers, not from a cache."""
-    here.umount(ground.driver)
-    here.mount(ground.driver)
 
 
 # ------------------------------------------------------------------ a big write
@@ -341,5 +311,6 @@ PROGRAMS: Final[dict[str, Callable[[World, Ground], list[Case]]]] = {
     "big-write": big_write,
     "pip": pip,
     "build": build,
+    "sources": sources,
     "postgres": postgres,
 }

@@ -418,6 +418,36 @@ def test_what_is_done_by_one_name_of_a_file_is_seen_by_its_others_at_once(here: 
         third.unlink(missing_ok=True)
 
 
+_LINKER: Final = (
+    _START
+    + """
+os.chdir(sys.argv[1])
+os.mkdir("inner")
+took = []
+for number in range(40):
+    with open("inner/temporary", "xb") as file:
+        file.write(b"x" * 100)
+    begun = time.monotonic()
+    os.link("inner/temporary", f"inner/{number}")
+    os.unlink("inner/temporary")
+    took.append(time.monotonic() - begun)
+    assert os.stat(f"inner/{number}").st_nlink == 1
+print(sorted(took)[len(took) // 2])
+"""
+)
+
+
+def test_a_file_is_linked_into_place_without_waiting_for_what_the_kernel_believes(
+    here: Path,
+) -> None:
+    """As git does, which names everything from its working directory."""
+    deep = here / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (took_s,) = finished([program(_LINKER, deep)])
+    # A wait is of 18 ms, and there were two.
+    assert float(took_s) < 0.018
+
+
 def test_a_file_made_anew_where_another_was_removed_can_be_mapped_at_once(here: Path) -> None:
     path = here / "file"
     for turn in range(6):

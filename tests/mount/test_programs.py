@@ -20,14 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
+import dfs.client
 from tests import oracle
 from tests.cluster import REPOSITORY, Cluster, environment
 from tests.mount.conftest import mounts_of
 
 POLICIES = {"rep2": "rep:2", "ec21": "ec:2+1"}
-FILES = 3000 if os.environ.get("DFS_LONG", "") not in ("", "0") else 300
+LONG = os.environ.get("DFS_LONG", "") not in ("", "0")
+FILES = 3000 if LONG else 300
 COMMITS_S = 3.0
+ROUNDS = 10 if LONG else 2
 
 
 @dataclass(frozen=True)
@@ -185,14 +189,22 @@ def test_tar_takes_a_tree_in_and_out_with_its_extended_attributes(place: Place):
 def test_rsync_finds_no_difference_there_and_back(place: Place):
     need("rsync")
     source = tree_with_xattrs(place.local / "source")
+    with open(source / "sparse", "wb") as file:
+        for number in range(4):
+            file.seek(number * 5_000_001)
+            file.write(b"data" * 2000)
+        file.truncate(30_000_000)
     there, back = place.mounted / "tree", place.local / "back"
-    copy = ("rsync", "-aHAX")
+    copy = ("rsync", "-aHAXS")
     compare = (*copy, "--checksum", "--dry-run", "--itemize-changes", "--delete")
     run(*copy, f"{source}/", f"{there}/")
     assert run(*compare, f"{source}/", f"{there}/") == ""
     run(*copy, f"{there}/", f"{back}/")
     assert run(*compare, f"{source}/", f"{back}/") == ""
+    oracle.assert_same(source, there)
     oracle.assert_same(source, back)
+    assert xattrs(there) == xattrs(back) == xattrs(source)
+    assert (there / "sparse").stat().st_blocks * 512 < 1 << 20
 
 
 def test_make_builds_in_parallel_and_then_has_nothing_to_do(place: Place):
@@ -253,7 +265,7 @@ def test_sqlite_keeps_what_writers_committed_that_are_killed(place: Place, mode:
         base.commit()
     rng = random.Random(mode)
     committed = {}
-    for round_number in range(2):
+    for round_number in range(ROUNDS):
         names = [f"{round_number}-{writer}" for writer in range(3)]
         writers = [
             subprocess.Popen(
@@ -263,9 +275,13 @@ def test_sqlite_keeps_what_writers_committed_that_are_killed(place: Place, mode:
             )
             for name in names
         ]
-        time.sleep(COMMITS_S / 2 + rng.random() * COMMITS_S / 2)
-        for writer in writers:
+        time.sleep(COMMITS_S / 2)
+        # One after the other, so that the next is at it while others recover.
+        for writer in rng.sample(writers, len(writers)):
+            time.sleep(rng.random() * COMMITS_S / 6)
             writer.send_signal(signal.SIGKILL)
+            with contextlib.closing(sqlite3.connect(path, timeout=60)) as base:
+                assert base.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         for name, writer in zip(names, writers, strict=True):
             output, errors = writer.communicate(timeout=30)
             assert not errors, errors.decode()
@@ -311,17 +327,32 @@ def test_sparse_copies_find_du_and_df_agree_with_what_is_there(place: Place):
     assert 0 <= used <= size
 
 
-def test_the_command_line_and_the_mount_show_each_other_the_same_tree(place: Place):
+def test_command_line_library_and_mount_show_each_other_the_same_tree(place: Place):
     source = oracle.make_tree(place.local / "source", seed=5, files=200)
-    run("cp", "-a", source, place.mounted / "by mount")
-    back = place.local / "back"
-    back.mkdir()
-    place.cluster.dfs("download", "-r", f"{place.remote}/by mount", back)
-    oracle.assert_same(source, back / "by mount")
 
-    place.cluster.dfs("upload", "-r", source, f"{place.remote}/by upload")
-    shown = place.mounted / "by upload"
-    oracle.assert_same(source, shown / "source" if (shown / "source").exists() else shown)
+    async def download() -> None:
+        async with dfs.client.connect(place.cluster.master_address) as client:
+            assert (await client.download([written], place.local / "library", recursive=True)).ok
+
+    async def upload() -> None:
+        async with dfs.client.connect(place.cluster.master_address) as client:
+            assert (await client.upload([source], f"{place.remote}/library", recursive=True)).ok
+
+    run("cp", "-a", source, place.mounted / "by mount")
+    for name in ("command", "library"):
+        (place.local / name).mkdir()
+    written = f"{place.remote}/by mount"
+    place.cluster.dfs("download", "-r", written, place.local / "command")
+    trio.run(download)
+    for name in ("command", "library"):
+        oracle.assert_same(source, place.local / name / "by mount")
+
+    for name in ("command", "library"):
+        (place.mounted / name).mkdir()
+    place.cluster.dfs("upload", "-r", source, f"{place.remote}/command")
+    trio.run(upload)
+    for name in ("command", "library"):
+        oracle.assert_same(source, place.mounted / name / "source")
 
 
 def test_touch_makes_a_file_no_older_than_one_made_just_before(place: Place):

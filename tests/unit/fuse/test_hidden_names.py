@@ -54,7 +54,9 @@ async def test_a_hidden_name_goes_also_when_its_directory_has_gone_before(
 ) -> None:
     async with running(tmp_path) as (_, client), trio.open_nursery() as nursery:
         vfs = Vfs(client, nursery, root=ROOT_INODE)
-        kernel = KernelBeliefs("/", encoding="latin-1", forget=lambda _: False, enabled=False)
+        kernel = KernelBeliefs(
+            "/", encoding="latin-1", forget=lambda _: False, caller=lambda: 0, enabled=False
+        )
         operations = _Operations(Bridge(nursery), vfs, kernel, lambda: None, lambda: (0, 0, 0))
 
         async def ask(name: str, *args: Any) -> None:

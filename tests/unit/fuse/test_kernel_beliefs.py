@@ -23,7 +23,13 @@ def inode(**changes: int) -> Inode:
 
 def beliefs_of(*, enabled: bool = True) -> KernelBeliefs:
     """Of a place where the kernel has nothing at hand, so that time has to pass."""
-    return KernelBeliefs("/nowhere", encoding="latin-1", forget=lambda _: False, enabled=enabled)
+    return KernelBeliefs(
+        "/nowhere",
+        encoding="latin-1",
+        forget=lambda _: False,
+        caller=lambda: 0,
+        enabled=enabled,
+    )
 
 
 def waited(function: object, *args: object) -> bool:

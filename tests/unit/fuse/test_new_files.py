@@ -579,7 +579,8 @@ async def test_bytes_are_written_again_where_their_chunk_is_not_the_sessions_any
         with monkeypatch.context() as patch, operations(client) as applied:
             patch.setattr(write_behind, "_commit", elsewhere)
             await client.meta.delegations.log.all_settled()
-        assert applied == [["Create", "Commit"]]
+        # What writes the bytes again may have begun by opening the file.
+        assert applied[:1] == [["Create", "Commit"]]
         with trio.fail_after(10):
             while (await other.stat("/d/a")).size == 0:
                 await trio.sleep(0.1)
