@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dfs.core.errors import ConfigError
+from dfs.core.errors import ConfigError, DfsError
 
 RemotePaths = Annotated[
     list[str], typer.Argument(metavar="PATH...", help="Paths in the cluster.", show_default=False)
@@ -26,6 +26,20 @@ def local_path(text: str, source: str) -> str:
     """
     if not text:
         raise ConfigError(f"{source}: no path is given", hint="it is empty; name a directory")
+    return text
+
+
+def address(text: str, source: str, *, listening: bool = False) -> str:
+    """`HOST:PORT` as it was. Raises ConfigError that names `source`.
+
+    `listening`: the host may be left out, and the port be 0.
+    """
+    from dfs.wire.transport import parse_address
+
+    try:
+        parse_address(text, listening=listening)
+    except DfsError as error:
+        raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
     return text
 
 

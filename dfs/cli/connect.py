@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from dfs.cli.arguments import address
 from dfs.cli.devcluster import DevCluster, default_directory
 from dfs.cli.failures import StoppedError
-from dfs.core.errors import ConfigError, DfsError
+from dfs.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from dfs.client import Client
@@ -56,13 +57,8 @@ def master_address() -> str:
 
 def check_address(text: str, source: str) -> str:
     """`HOST:PORT[,HOST:PORT...]` as it was. Raises ConfigError that names `source`."""
-    from dfs.wire.transport import parse_address
-
-    for address in text.split(","):
-        try:
-            parse_address(address.strip())
-        except DfsError as error:
-            raise ConfigError(f"{source}: {error.message}", hint=error.hint) from None
+    for one in text.split(","):
+        address(one.strip(), source)
     return text
 
 

@@ -4,19 +4,18 @@ A settings type has a field for each flag, under the flag's name: that is the na
 file, and with DFS_ before it in the environment.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from dfs.cli.arguments import examples, local_path
+from dfs.cli.arguments import address, examples, local_path
 from dfs.cli.failures import DONE
 from dfs.cli.logs import start_logging
 from dfs.cli.names import show
 from dfs.core.config import Duration, Size, load_settings
-from dfs.core.errors import ConfigError, DfsError
+from dfs.core.errors import ConfigError
 
 
 class MasterSettings(msgspec.Struct, kw_only=True):
@@ -205,8 +204,8 @@ def chunkserver(
     )
     _check_listening(settings)
     for name, addresses in (("master", settings.master), ("advertise", (settings.advertise,))):
-        for address in filter(None, addresses):
-            _check_address(name, address)
+        for each in filter(None, addresses):
+            address(each, name)
     if settings.capacity == 0:
         raise ConfigError("capacity: 0 leaves no room for anything", hint="write for example 500G")
     disks = _disks(settings.disk)
@@ -236,7 +235,8 @@ def _disks(paths: tuple[str, ...]) -> tuple[str, ...]:
     """The directories, absolute. Raises ConfigError where one is empty or given twice."""
     disks: list[str] = []
     for path in paths:
-        disk = os.path.abspath(local_path(path, "--disk"))
+        # Not `abspath`: after a symbolic link, `..` is not what is written before it.
+        disk = str(Path(local_path(path, "--disk")).absolute())
         if disk in disks:
             raise ConfigError(f"disk: {show(disk)} is given twice", hint="name each disk once")
         disks.append(disk)
@@ -244,16 +244,6 @@ def _disks(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_listening(settings: MasterSettings | ChunkServerSettings) -> None:
-    _check_address("listen", settings.listen, listening=True)
+    address(settings.listen, "listen", listening=True)
     if settings.http:
-        _check_address("http", settings.http, listening=True)
-
-
-def _check_address(name: str, address: str, *, listening: bool = False) -> None:
-    """Raises ConfigError that names the setting."""
-    from dfs.wire.transport import parse_address
-
-    try:
-        parse_address(address, listening=listening)
-    except DfsError as error:
-        raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
+        address(settings.http, "http", listening=True)

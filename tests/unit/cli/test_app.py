@@ -1,10 +1,11 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dfs.cli import app, connect
+from dfs.cli import app, connect, daemons
 from dfs.cli.failures import StoppedError
 from dfs.core.errors import ConfigError, DfsError, refuse
 
@@ -112,3 +113,11 @@ def test_the_master_is_named_by_flag_then_environment_then_a_local_cluster(
     monkeypatch.setenv("DFS_MASTER", "")
     with pytest.raises(ConfigError, match=r"--master HOST:PORT.*DFS_MASTER.*dfs dev start"):
         connect.master_address()
+
+
+def test_the_parent_of_a_linked_directory_is_that_of_what_it_links_to(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere" / "target").mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "elsewhere" / "target")
+    (disk,) = daemons._disks((f"{tmp_path}/here/link/../disk",))
+    assert Path(disk).resolve() == (tmp_path / "elsewhere" / "disk").resolve()
