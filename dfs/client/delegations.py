@@ -459,6 +459,7 @@ def _entries(ops: Sequence[m.AnyOp]) -> set["_Entry"]:
 
 
 _Entry = tuple[InodeId, bytes]
+# OpenNamed only looks at its name.
 _NAMES: Final[dict[type[m.Op], tuple[tuple[str, str], ...]]] = {
     kind: tuple(
         pair

@@ -211,10 +211,8 @@ class Answers:
             if type(reply) is not route.reply and type(reply) is not bytes:
                 raise TypeError(f"{route.name} must be answered by {route.reply.__name__}")
             body = self._body(reply)
-            if isinstance(payload, FilePayload):
+            if isinstance(payload, FilePayload | HeldPayload):
                 length = payload.length_bytes
-            elif isinstance(payload, HeldPayload):
-                length = sum(map(len, payload.buffers))
             else:
                 length = sum(map(len, payload)) if payload else 0
             if length > self._limits.payload_bytes:

@@ -54,6 +54,10 @@ class HeldPayload:
     buffers: Sequence[Buffer]
     close: Callable[[], None]
 
+    @property
+    def length_bytes(self) -> int:
+        return sum(map(len, self.buffers))
+
 
 Payload: TypeAlias = Sequence[Buffer] | FilePayload | HeldPayload
 """Raw bytes after a reply. Buffers must not be changed any more: they are sent later, uncopied."""

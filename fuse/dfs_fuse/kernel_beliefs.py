@@ -58,6 +58,7 @@ class KernelBeliefs:
     """Owned by the driver of what is mounted at `point`; its paths are in `encoding`.
 
     Args:
+        point: as the kernel's table of mounts has it.
         forget: has the kernel ask for the attributes of an inode of its own before it believes
             them again; false where that cannot be.
         caller: the process whose request is being served; 0: not known.
@@ -75,7 +76,7 @@ class KernelBeliefs:
     ) -> None:
         self.told_s = TOLD_S if enabled else 0
         """For libfuse's options."""
-        self._point = os.path.realpath(os.fsencode(point))
+        self._point = os.fsencode(point)
         self._encoding = encoding
         self.forget = forget
         self._caller = caller

@@ -4,7 +4,7 @@ fetches his answers."""
 import gc
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,43 +15,20 @@ import trio.testing
 
 from dfs.chunkserver import service as services
 from dfs.chunkserver.copies import MOST_BYTES
-from dfs.chunkserver.disk import Disk
-from dfs.chunkserver.service import ChunkService
 from dfs.chunkserver.threads import THREADS_PER_DISK, DiskThreads
 from dfs.core.errors import DfsError
-from dfs.wire.connection import Connection
-from dfs.wire.dial import connect
 from dfs.wire.framing import Kind, pack
 from dfs.wire.handshake import greet
 from dfs.wire.hello import Hello
 from dfs.wire.limits import MIB, Limits
 from dfs.wire.messages import METHOD_OF, Append, Appended, ReadRecords, RecordsReply
-from dfs.wire.serve import serve
 from dfs.wire.transport import TcpTransport, connect_tcp
 from tests.unit.chunkserver.sample import encode, header
 from tests.unit.chunkserver.test_disk import opened
+from tests.unit.chunkserver.test_service import listening
 
 DISK, OTHER = 3, 4
 BLOCK_BYTES = 128 * 1024
-
-
-@asynccontextmanager
-async def serving(*disks: Disk) -> AsyncIterator[tuple[str, Callable[[], Awaitable[Connection]]]]:
-    """An address, and what connects to it."""
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        handlers = ChunkService(disks).handlers
-
-        async def run() -> None:
-            await serve(listeners, handlers, hello=Hello("chunkserver"))
-
-        async def dial() -> Connection:
-            return await connect(address, nursery=nursery, hello=Hello("client"), timeout_s=5)
-
-        nursery.start_soon(run)
-        yield address, dial
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -75,7 +52,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_others(tmp_path: Path) -> 
     async with (
         opened(tmp_path / "hangs", number=DISK, workers=threads) as bad,
         opened(tmp_path / "works", number=OTHER) as good,
-        serving(bad, good) as (_, dial),
+        listening(bad, good) as (_, dial),
     ):
         peer, other = await dial(), await dial()
 
@@ -106,7 +83,7 @@ async def test_reads_that_were_given_up_while_the_disk_hangs_keep_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = DiskThreads()
-    async with opened(tmp_path, workers=threads) as disk, serving(disk) as (_, dial):
+    async with opened(tmp_path, workers=threads) as disk, listening(disk) as (_, dial):
         peer = await dial()
         records = encode([BLOCK_BYTES], level=None)
         await peer.call(Append(DISK, 7, 0, 1, 2, 0, 1), Appended, payload=records, timeout_s=10)
@@ -140,7 +117,7 @@ async def test_answers_that_nobody_fetches_take_bounded_memory(
         monkeypatch.setattr(services, "read_cached", lambda *_: False)
     ask = msgspec.msgpack.encode(ReadRecords(DISK, 7, 0, 100_000))
     number = METHOD_OF[ReadRecords].number
-    async with opened(tmp_path) as disk, serving(disk) as (address, dial):
+    async with opened(tmp_path) as disk, listening(disk) as (address, dial):
         peer = await dial()
         records = encode([BLOCK_BYTES] * 2, level=None)
         await peer.call(Append(DISK, 7, 0, 1, 2, 0, 2), Appended, payload=records, timeout_s=10)

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 import pytest
 import trio
 
+from dfs.chunkserver.disk import Disk
 from dfs.chunkserver.service import ChunkService
 from dfs.core.block import BLOCK_BYTES, decode_block, encode_block, parse_records
 from dfs.core.buffers import Buffer
@@ -49,24 +51,35 @@ DISK = 3
 READ_ALL = ReadRecords(DISK, 7, 0, READ_MAX_BYTES)
 
 
+Dial: TypeAlias = Callable[[], Awaitable[Connection]]
+
+
 @asynccontextmanager
-async def serving(path: Path, *, capacity: int | None = None) -> AsyncIterator[Connection]:
-    """A connection to a chunk server with one disk."""
-    async with opened(path, capacity=capacity) as disk, trio.open_nursery() as nursery:
-        service = ChunkService([disk])
+async def listening(*disks: Disk) -> AsyncIterator[tuple[str, Dial]]:
+    """The address of a chunk server with these disks, and what connects to it."""
+    async with trio.open_nursery() as nursery:
+        service = ChunkService(disks)
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listeners[0].socket.getsockname()[1]
+        address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
 
         async def run() -> None:
             await serve(listeners, service.handlers, hello=Hello("chunkserver"))
 
+        async def dial() -> Connection:
+            return await connect(address, nursery=nursery, hello=Hello("client"), timeout_s=5)
+
         nursery.start_soon(run)
-        connection = await connect(
-            f"127.0.0.1:{port}", nursery=nursery, hello=Hello("client"), timeout_s=5
-        )
+        yield address, dial
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serving(path: Path, *, capacity: int | None = None) -> AsyncIterator[Connection]:
+    """A connection to a chunk server with one disk."""
+    async with opened(path, capacity=capacity) as disk, listening(disk) as (_, dial):
+        connection = await dial()
         yield connection
         await connection.aclose()
-        nursery.cancel_scope.cancel()
 
 
 async def append(
