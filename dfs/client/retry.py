@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from dfs.core.errors import BusyError, ConfigError, DfsError, UnavailableError
+from dfs.core.errors import ConfigError, DfsError
 from dfs.core.units import parse_duration
 
 BACK_OFF_FIRST_S: Final = 0.02
@@ -52,9 +52,7 @@ class OnUnavailable:
 
 def worth_retrying(error: BaseException) -> bool:
     """Whether the same request may succeed later, unchanged."""
-    return isinstance(error, UnavailableError | BusyError) or (
-        isinstance(error, DfsError) and error.retry
-    )
+    return isinstance(error, DfsError) and error.retry
 
 
 class Patience:

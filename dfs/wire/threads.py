@@ -107,7 +107,7 @@ class Threads:
             return False
         self._busy -= 1
         # It stays in the queue until a thread comes to it: never, where all of them hang.
-        job.function, job.args = _nothing, ()
+        job.function, job.args, job.wake = _nothing, (), None
         return True
 
     async def _wait(self, job: _Job, abort: Callable[[object], Abort]) -> object:

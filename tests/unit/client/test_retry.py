@@ -24,6 +24,7 @@ def test_other_choices_are_refused_by_name(text: str) -> None:
 
 def test_what_is_worth_another_try() -> None:
     assert worth_retrying(UnavailableError("x"))
+    assert not worth_retrying(UnavailableError("x", retry=False))
     assert worth_retrying(BusyError("x"))
     assert worth_retrying(DfsError("x", retry=True))
     assert not worth_retrying(NoSpaceError("x"))

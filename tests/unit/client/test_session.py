@@ -13,10 +13,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from dfs.client import Client
 from dfs.client.master_link import CALL_TIMEOUT_S
 from dfs.client.retry import OnUnavailable, Patience
-from dfs.core.errors import SessionError, UnavailableError
-from dfs.core.ids import ROOT_INODE
+from dfs.core.errors import DfsError, SessionError, UnavailableError
+from dfs.core.ids import ROOT_INODE, InodeId
 from dfs.wire.messages import (
     WINDOW,
+    Access,
     Applied,
     Apply,
     CloseSession,
@@ -25,6 +26,7 @@ from dfs.wire.messages import (
     Message,
     Mkdir,
     OpenSession,
+    SetAttr,
 )
 from tests.unit.client.rig import running
 
@@ -180,3 +182,37 @@ async def test_a_change_that_the_master_never_answers_holds_up_the_others_for_a_
             assert trio.current_time() - begun <= CALL_TIMEOUT_S + 1
             answers.set()
         await client.mkdir("/after")
+
+
+@pytest.mark.allow_logs("cannot report to the master")
+@pytest.mark.parametrize("what", ["question", "open", "change", "synced change"])
+async def test_who_waits_for_the_master_is_told_when_the_client_is_closed(
+    tmp_path: Path, autojump_clock: MockClock, what: str
+) -> None:
+    """Also who would wait for ever, in a task that the client knows nothing of."""
+    async with running(tmp_path) as (world, _), trio.open_nursery() as nursery:
+        ended: list[DfsError] = []
+
+        async def ask(client: Client, ino: InodeId) -> None:
+            meta = client.meta
+            with pytest.raises(DfsError) as caught:
+                if what == "question":
+                    await meta.get_inode(ino)
+                elif what == "open":
+                    await client.files.open(ino, int(Access.READ))
+                elif what == "change":
+                    await meta.set_attr(SetAttr(ino, mode=0o600))
+                else:
+                    await meta.do_durably(SetAttr(ino, mode=0o600))
+            ended.append(caught.value)
+
+        async with world.client("desk", on_unavailable="wait") as client:
+            await client.write_file("/a", b"data")
+            ino = (await client.stat("/a")).ino
+            await world.crash("master")
+            nursery.start_soon(ask, client, ino)
+            await trio.sleep(3)
+            assert not ended
+        await trio.sleep(CALL_TIMEOUT_S)
+        assert len(ended) == 1
+        assert "closed" in str(ended[0])
